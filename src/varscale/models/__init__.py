@@ -1,0 +1,1 @@
+"""Generative models over token maps, their sizes, costs and sampling."""

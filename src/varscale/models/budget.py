@@ -1,0 +1,61 @@
+"""Memory of a training step, before anything is spent: counted on the meta device, not guessed from a rule of thumb.
+
+Shapes: B batch, L tokens, V codebook size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varscale.models.var import VAR
+from varscale.nn.attention import written_out
+from varscale.tokenizers.tokens import TokenBatch
+
+BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two AdamW moments
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes a training step needs: parameters with gradients and optimiser, and what backward keeps of forward."""
+
+    parameters: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes, without the framework and allocator overhead."""
+        return self.parameters + self.activations
+
+
+def step_memory(model: VAR, batch: int, *, dtype: torch.dtype, device_type: str) -> StepMemory:
+    """Count what autograd saves in a forward pass of ``batch`` images.
+
+    Args:
+        model: on the meta device; converted to ``dtype`` in place.
+        dtype: arithmetic of training; below float32 the weights' copies of autocast are counted too.
+        device_type: ``cpu`` or ``cuda``, which decides how attention is computed.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    model = model.to(dtype)
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # the reference keeps the address taken
+        return tensor
+
+    L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
+    with torch.device("meta"):
+        ids = torch.empty(batch, L, dtype=torch.int64)
+        labels = torch.empty(batch, dtype=torch.int64)
+        inputs = torch.empty(batch, L - n_0, model.latent_channels, dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss(TokenBatch(ids, labels, inputs))
+    activations = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
+    if written_out(device_type, dtype):  # the meta device takes the fused kernel, which keeps no probabilities
+        activations += batch * model.heads * model.depth * model.schedule.attended_pairs * dtype.itemsize
+    copies = 0 if dtype == torch.float32 else parameters * dtype.itemsize
+    return StepMemory(parameters * BYTES_PER_PARAMETER + copies, activations)

@@ -1,0 +1,253 @@
+"""Next-scale transformer: predicts all tokens of scale k at once, given the scales before it.
+
+Source: VAR, arXiv:2404.02905, sec. 3.2, and its released code. Differs: label drop is the caller's argument, so a
+validation loss has none; attention skips the masked half instead of computing it.
+Shapes: B batch, L all tokens, N tokens of one scale (in ``inputs_BNC``: of all scales but the first), D width,
+C code channels, V codebook size, K scales.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varscale.codes import CodeSpec
+from varscale.models.protocol import Role, ScaleLoss
+from varscale.models.shape import Shape, depth_rule, ladder_rule
+from varscale.nn.attention import GROUP_TOKENS, KeyValueCache, token_levels
+from varscale.nn.blocks import Block, SharedAdaptiveNorms, modulate
+from varscale.schedule import ScaleSchedule
+from varscale.tokenizers.tokens import TokenBatch
+
+
+class VAR(nn.Module):
+    """The VAR transformer.
+
+    Args:
+        shape: depth, width, heads and drop path; see ``by_depth`` and ``by_width``.
+        schedule: the scales.
+        code: must be an index code.
+        latent_channels: C, channels of a teacher-forcing input.
+        num_classes: labels 0..num_classes-1; num_classes itself is the null class.
+        shared_adaln: one AdaLN linear for all blocks instead of one a block.
+        l2_norm: L2-normalised attention.
+        adaln_std, adaln_gate_std, head_std: factors on the initial AdaLN scales and shifts, gates, and head weights
+            (0.5, 1e-5 and 0.02 in the released code).
+        dense_attention: compute and mask all L^2 scores, as the released code does.
+    """
+
+    level_L: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        schedule: ScaleSchedule,
+        code: CodeSpec,
+        latent_channels: int,
+        num_classes: int,
+        shared_adaln: bool = False,
+        l2_norm: bool = True,
+        mlp_ratio: float = 4.0,
+        adaln_std: float = 0.5,
+        adaln_gate_std: float = 1e-5,
+        head_std: float = 0.02,
+        dense_attention: bool = False,
+    ):
+        super().__init__()
+        if code.kind != "index":
+            raise ValueError(f"VAR predicts an index a token, the tokenizer's code is {code}; use an index tokenizer")
+        self.schedule, self.code, self.num_classes = schedule, code, num_classes
+        self.depth, self.width, self.heads = shape.depth, shape.width, shape.heads
+        self.shared_adaln, self.latent_channels = shared_adaln, latent_channels
+        D, L, K, n_0 = shape.width, schedule.num_tokens, schedule.num_scales, schedule.tokens_per_scale[0]
+
+        self.class_embed = nn.Embedding(num_classes + 1, D)
+        self.start_1ND = nn.Parameter(torch.empty(1, n_0, D))
+        self.position_1LD = nn.Parameter(torch.empty(1, L, D))
+        self.level_embed = nn.Embedding(K, D)
+        self.word_embed = nn.Linear(latent_channels, D)
+        rates = [shape.drop_path * i / max(1, shape.depth - 1) for i in range(shape.depth)]
+        group_tokens = L if dense_attention else GROUP_TOKENS
+        self.blocks = nn.ModuleList(
+            Block(
+                D,
+                shape.heads,
+                schedule,
+                mlp_ratio=mlp_ratio,
+                drop_path=rate,
+                l2_norm=l2_norm,
+                shared_adaln=shared_adaln,
+                group_tokens=group_tokens,
+            )
+            for rate in rates
+        )
+        if shared_adaln:
+            self.shared_norms = nn.Linear(D, 6 * D)
+        self.head_norm = nn.Linear(D, 2 * D)
+        self.head = nn.Linear(D, code.size)
+
+        level_L = token_levels(schedule)
+        self.register_buffer("level_L", level_L, persistent=False)
+        self.initialize(adaln_std, adaln_gate_std, head_std)
+
+    @classmethod
+    def by_depth(
+        cls,
+        depth: int,
+        *,
+        drop_path: float | None = None,
+        schedule: ScaleSchedule,
+        code: CodeSpec,
+        latent_channels: int,
+        num_classes: int,
+        shared_adaln: bool = False,
+        l2_norm: bool = True,
+        adaln_gate_std: float = 1e-5,
+    ) -> Self:
+        """The paper's family: width 64 d, heads d."""
+        return cls(
+            depth_rule(depth, drop_path),
+            schedule=schedule,
+            code=code,
+            latent_channels=latent_channels,
+            num_classes=num_classes,
+            shared_adaln=shared_adaln,
+            l2_norm=l2_norm,
+            adaln_gate_std=adaln_gate_std,
+        )
+
+    @classmethod
+    def by_width(
+        cls,
+        width: int,
+        *,
+        depth: int = 2,
+        head_dim: int = 16,
+        schedule: ScaleSchedule,
+        code: CodeSpec,
+        latent_channels: int,
+        num_classes: int,
+        shared_adaln: bool = False,
+        l2_norm: bool = True,
+        adaln_gate_std: float = 1e-5,
+    ) -> Self:
+        """The CPU ladder: fixed depth, growing width."""
+        return cls(
+            ladder_rule(width, depth, head_dim),
+            schedule=schedule,
+            code=code,
+            latent_channels=latent_channels,
+            num_classes=num_classes,
+            shared_adaln=shared_adaln,
+            l2_norm=l2_norm,
+            adaln_gate_std=adaln_gate_std,
+        )
+
+    @torch.no_grad()
+    def initialize(self, adaln_std: float, adaln_gate_std: float, head_std: float) -> None:
+        """The released initialisation: everything ~ N(0, 1/(3D)), then factors by role; blocks start near identity."""
+        std = math.sqrt(1 / (3 * self.width))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
+        nn.init.trunc_normal_(self.start_1ND, std=std)
+        nn.init.trunc_normal_(self.position_1LD, std=std)
+        self.head.weight.mul_(head_std)
+        self.head_norm.weight.mul_(adaln_std)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.proj.weight.div_(math.sqrt(2 * self.depth))
+            block.feed_forward.down.weight.div_(math.sqrt(2 * self.depth))
+            if isinstance(block.norms, SharedAdaptiveNorms):
+                block.norms.offset_16D[:, :2].mul_(adaln_gate_std)
+                block.norms.offset_16D[:, 2:].mul_(adaln_std)
+            else:
+                gates = 2 * self.width
+                block.norms.linear.weight[:gates].mul_(adaln_gate_std)
+                block.norms.linear.weight[gates:].mul_(adaln_std)
+
+    def embed_positions(self) -> Tensor:
+        """(1, L, D): position and level embedding of every token."""
+        return self.position_1LD + self.level_embed(self.level_L)
+
+    def block_condition(self, cond_BD: Tensor) -> Tensor:
+        """What the blocks' AdaLN is given: the condition itself, or (B, 6, D) of the shared linear."""
+        if not self.shared_adaln:
+            return cond_BD
+        out: Tensor = self.shared_norms(F.silu(cond_BD))
+        return out.view(-1, 6, self.width)
+
+    def predict(self, x_BND: Tensor, cond_BD: Tensor) -> Tensor:
+        """Final AdaLN and head, (B, N, D) -> logits (B, N, V)."""
+        scale, shift = self.head_norm(F.silu(cond_BD)).unsqueeze(1).chunk(2, dim=-1)
+        out: Tensor = self.head(modulate(x_BND, scale, shift))
+        return out
+
+    def forward(self, inputs_BNC: Tensor, labels_B: Tensor) -> Tensor:
+        """Teacher forcing: logits (B, L, V) of every token from the inputs of scales 1..K-1 and the class."""
+        cond_BD = self.class_embed(labels_B)
+        start = cond_BD.unsqueeze(1) + self.start_1ND
+        words = F.linear(inputs_BNC, self.word_embed.weight, self.word_embed.bias)
+        x_BLD = torch.cat((start.to(words.dtype), words), dim=1) + self.embed_positions().to(words.dtype)
+        condition = self.block_condition(cond_BD)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, condition)
+        return self.predict(x_BLD, cond_BD)
+
+    def drop_labels(self, labels_B: Tensor, probability: float, rng: torch.Generator | None) -> Tensor:
+        """Replace labels by the null class with ``probability``, one draw an image."""
+        if probability == 0.0:
+            return labels_B
+        draws = torch.rand(labels_B.shape, generator=rng).to(labels_B.device)
+        return torch.where(draws < probability, self.num_classes, labels_B)
+
+    def sum_scales(self, values_BL: Tensor) -> Tensor:
+        """(B, L) -> (B, K): sums over the tokens of each scale."""
+        parts = values_BL.split(self.schedule.tokens_per_scale, dim=1)
+        return torch.stack([part.sum(1) for part in parts], dim=1)
+
+    def loss(
+        self, batch: TokenBatch, *, label_drop: float = 0.0, rng: torch.Generator | None = None, errors: bool = False
+    ) -> ScaleLoss:
+        """Cross-entropy per scale, nats an image. ``errors`` also counts top-1 errors."""
+        assert batch.inputs_BNC is not None, "compute pyramid.inputs(ids) first"
+        logits_BLV = self(batch.inputs_BNC, self.drop_labels(batch.labels_B, label_drop, rng))
+        # Training may keep the logits' own precision; a measurement (no gradient) is always taken in float32.
+        flat = logits_BLV.flatten(0, 1) if torch.is_grad_enabled() else logits_BLV.flatten(0, 1).float()
+        nats_BL = F.cross_entropy(flat, batch.ids_BL.flatten(), reduction="none").view(batch.ids_BL.shape).float()
+        nats_BK = self.sum_scales(nats_BL)
+        wrong_BK = self.sum_scales((logits_BLV.argmax(-1) != batch.ids_BL).float()) if errors else None
+        return ScaleLoss(nats_BK, wrong_BK, self.schedule)
+
+    def start_tokens(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Input of the first scale (B, n_0, D) and the condition (B, D)."""
+        cond_BD = self.class_embed(labels_B)
+        return cond_BD.unsqueeze(1) + self.start_1ND, cond_BD
+
+    def step(self, k: int, x_BND: Tensor, cond_BD: Tensor, condition: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits (B, N, V) of scale k from its embedded input without positions, given the cached scales before it."""
+        where = self.schedule.slices[k]
+        x_BND = x_BND + self.embed_positions()[:, where].to(x_BND.dtype)
+        for i, block in enumerate(self.blocks):
+            x_BND = block(x_BND, condition, cache, i, where)
+        return self.predict(x_BND, cond_BD)
+
+    def roles(self) -> dict[Role, list[nn.Parameter]]:
+        """Parameters by how often they act: once a token, once an image, as embedding, as head."""
+        image = [p for b in self.blocks for p in b.norms.parameters()]  # type: ignore[union-attr]
+        if self.shared_adaln:
+            image += list(self.shared_norms.parameters())
+        head = [*self.head_norm.parameters(), *self.head.parameters()]
+        embed = [self.start_1ND, self.position_1LD]
+        for module in (self.class_embed, self.level_embed, self.word_embed):
+            embed += list(module.parameters())
+        elsewhere = {id(p) for p in (*image, *head, *embed)}
+        token = [p for p in self.parameters() if id(p) not in elsewhere]
+        return {"token": token, "image": image, "embed": embed, "head": head}

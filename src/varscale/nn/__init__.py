@@ -1,0 +1,1 @@
+"""Layers: attention over scales, adaptive blocks, convolutions."""
