@@ -1,0 +1,64 @@
+"""Held-out nats per scale: the loss that goes into a law. No label is dropped, whatever training does.
+
+Shapes: B batch, K scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from varscale.models.protocol import GenerativeModel
+from varscale.tokenizers.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Means over held-out images. Nats a token; errors are 1 - top-1 accuracy; sem is of ``nats_avg`` over images."""
+
+    nats_avg: float
+    nats_last: float
+    nats_per_scale: tuple[float, ...]
+    error_avg: float
+    error_last: float
+    sem: float
+    images: int
+
+    def curve_values(self) -> list[tuple[str, int | None, float]]:
+        """The rows of a curve: (metric, scale, value)."""
+        values: list[tuple[str, int | None, float]] = [
+            ("nats_per_token_avg", None, self.nats_avg),
+            ("nats_per_token_last", None, self.nats_last),
+            ("error_avg", None, self.error_avg),
+            ("error_last", None, self.error_last),
+        ]
+        return values + [("nats_per_token", k, nats) for k, nats in enumerate(self.nats_per_scale)]
+
+
+@torch.no_grad()
+def held_out(model: GenerativeModel, batches: Iterable[TokenBatch]) -> HeldOut:
+    """Measure a model on held-out token batches. Raises ``ValueError`` when there is none."""
+    nats, wrong = [], []
+    for batch in batches:
+        loss = model.loss(batch, errors=True)
+        assert loss.wrong_BK is not None
+        nats.append(loss.nats_BK.double().cpu())
+        wrong.append(loss.wrong_BK.double().cpu())
+    if not nats:
+        raise ValueError("there is no held-out image; give the validation split at least one")
+    nats_BK, wrong_BK = torch.cat(nats), torch.cat(wrong)
+    sizes_K = torch.tensor(model.schedule.tokens_per_scale, dtype=torch.float64)
+    avg_B = nats_BK.sum(1) / model.schedule.num_tokens
+    count = len(avg_B)
+    return HeldOut(
+        nats_avg=float(avg_B.mean()),
+        nats_last=float(nats_BK[:, -1].mean() / sizes_K[-1]),
+        nats_per_scale=tuple((nats_BK.mean(0) / sizes_K).tolist()),
+        error_avg=float(wrong_BK.sum(1).mean() / model.schedule.num_tokens),
+        error_last=float(wrong_BK[:, -1].mean() / sizes_K[-1]),
+        sem=float(avg_B.std() / math.sqrt(count)) if count > 1 else 0.0,
+        images=count,
+    )
