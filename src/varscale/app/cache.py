@@ -1,0 +1,44 @@
+"""varscale cache: encodes the study's images once, so that every run of stage 2 reads tokens."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from varscale.app.build import build_source, device_of, use_threads
+from varscale.app.config import ConfigError
+from varscale.cache.writer import write_cache
+from varscale.data.source import ImageSource
+from varscale.tokenizers.storage import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> None:
+    """Write the token cache of the study, continuing after an interruption."""
+    use_threads(cfg)
+    tokenizer, source = load_tokenizer(Path(cfg.paths.tokenizer)), build_source(cfg)
+    device = device_of(cfg)
+    manifest = write_cache(
+        tokenizer.to(device),
+        source,
+        Path(cfg.paths.cache),
+        train_images=images(source, "train", cfg.cache.train_images),
+        val_images=images(source, "val", cfg.cache.val_images),
+        shard_images=cfg.cache.shard_images,
+        batch=cfg.cache.batch,
+        store_inputs=cfg.cache.store_inputs,
+        device=device,
+        precision=cfg.cache.precision,
+    )
+    log.info("%s", manifest)
+
+
+def images(source: ImageSource, split: str, wanted: int | None) -> int:
+    """How many images of a split to cache: all that are wanted, at most all there are."""
+    size = source.size(split)  # type: ignore[arg-type]
+    if wanted is None and size is None:
+        raise ConfigError(f"cache.{split}_images is null, but the {split} split of {source.name} never ends; set a number")
+    return min(n for n in (wanted, size) if n is not None)

@@ -1,0 +1,168 @@
+"""The command line: ``varscale VERB [overrides]``. Explains itself without importing torch or Hydra.
+
+A verb is the module ``varscale.app.VERB`` with ``main(cfg)``; `varscale.app.entry` composes its configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from varscale import __version__
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does, in a line and in full, and how it is called."""
+
+    summary: str
+    text: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "quickstart": Verb(
+        "from pixels to a scaling law: all verbs below in a row",
+        "Trains a tokenizer, caches its tokens, trains the ladder of the sweep, collects the runs, fits the laws and\n"
+        "writes the report. What is finished already is skipped, so typing the command again continues it.",
+        ("varscale quickstart", "varscale quickstart data=cifar10 sweeps=cifar10"),
+    ),
+    "tokenizer": Verb(
+        "train the tokenizer (stage 1)",
+        "Trains the multi-scale autoencoder on images and stores it in the study's folder.",
+        ("varscale tokenizer", "varscale tokenizer data=cifar10"),
+    ),
+    "cache": Verb(
+        "encode images to tokens, once for all runs",
+        "Writes the token maps of the data set, with checksums, so that training needs no tokenizer.\n"
+        "An interrupted cache is continued.",
+        ("varscale cache", "varscale cache data=cifar10"),
+    ),
+    "train": Verb(
+        "train a transformer (stage 2); with -m sweeps=NAME, all runs of a sweep",
+        "Trains one model and records run.json and curve.csv. With -m every run of the sweep is a process of its own,\n"
+        "several side by side; finished runs are skipped, the others continued.",
+        ("varscale train model.width=32 seed=1", "varscale train -m sweeps=quickstart"),
+    ),
+    "plan": Verb(
+        "what a sweep would cost, before anything is spent",
+        "Prints parameters, FLOPs, tokens, and the memory and time expected, for every run of a sweep.",
+        ("varscale plan sweeps=depth",),
+    ),
+    "sample": Verb(
+        "draw images from a trained model",
+        "Samples with guidance and top-k, and writes the images and the coarse-to-fine strip of one of them.",
+        ("varscale sample", "varscale sample model.width=64"),
+    ),
+    "collect": Verb(
+        "merge the records of all runs into runs.csv and curves.csv",
+        "Reads run.json and curve.csv of every run of the study. A run that cannot be read is named with the reason.",
+        ("varscale collect",),
+    ),
+    "fit": Verb(
+        "fit the laws and the compute frontier to runs.csv",
+        "Fits with bootstrap intervals, and predicts the largest size from the others.",
+        ("varscale fit",),
+    ),
+    "report": Verb(
+        "figures and a self-contained report.html",
+        "Writes the table, the laws, the figures and the images of the study as one file.",
+        ("varscale report",),
+    ),
+}
+
+OPTIONS = """\
+options:
+  KEY=VALUE            override a value of the configuration, e.g. seed=1
+  GROUP=NAME           choose a file of a group, e.g. data=cifar10
+  -m, --multirun       start every run of a sweep (sweeps=NAME, or KEY=a,b,c)
+  --cfg job            print the composed configuration and stop (--resolve fills interpolations in)
+  -cd, --config-dir D  look for groups in folder D as well, e.g. your own D/sweeps/mine.yaml
+  --help, --version"""
+
+
+def overview() -> str:
+    """The text of ``varscale --help``."""
+    lines = [
+        f"varscale {__version__}: scaling-law experiments with visual autoregressive image models",
+        "",
+        "usage: varscale VERB [overrides]",
+        "",
+        "verbs:",
+        *(f"  {name:<11} {verb.summary}" for name, verb in VERBS.items()),
+        "",
+        OPTIONS,
+        "",
+        "examples:",
+        "  varscale quickstart                     a measured scaling law on two CPU cores",
+        "  varscale plan sweeps=depth              what the sweep over depth would cost",
+        "  varscale train -m sweeps=quickstart     all runs of a sweep, side by side",
+        "  varscale train --help                   about one verb, with the choices of every group",
+    ]
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """The text of ``varscale VERB --help``: the verb, its examples, the choices of every group."""
+    from varscale.app.resources import group_choices, resources_root
+
+    root = resources_root()
+    verb = VERBS[name]
+    groups = [f"  {group:<11} {', '.join(choices)}" for group, choices in group_choices(root).items()]
+    lines = [
+        f"usage: varscale {name} [overrides]",
+        "",
+        verb.text,
+        "",
+        "examples:",
+        *(f"  {example}" for example in verb.examples),
+        "",
+        f"groups (in {root}):",
+        *groups,
+        "",
+        OPTIONS,
+    ]
+    return "\n".join(lines)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """`` Did you mean X?`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (by default the process's own). Returns the exit code: 0, 1 failed, 2 user error, 130."""
+    from varscale.app.processes import follow_parent
+
+    follow_parent()
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"varscale {__version__}")
+        return 0
+    name, *overrides = arguments
+    if name not in VERBS:
+        print(f"varscale: there is no verb {name!r}.{suggestion(name, list(VERBS))}", file=sys.stderr)
+        print(f"The verbs are {', '.join(VERBS)}; see varscale --help.", file=sys.stderr)
+        return 2
+    if {"--help", "-h"} & set(overrides):
+        print(describe(name))
+        return 0
+    from varscale.app.entry import run_verb
+
+    return run_verb(name, overrides)

@@ -1,0 +1,65 @@
+"""What makes a run that run: the scientific keys of its configuration, and whether it is already finished.
+
+Torch-free, because the launcher asks it for every job of a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from varscale.records import RUN_FILE, RecordError, read_json, read_run, run_id
+
+SECTIONS = ("data", "tokenizer", "stage1", "model", "optim", "train", "seed")
+# Where things lie, and how often they are saved, does not change a result.
+INCIDENTAL = {
+    "data": ("path", "hub_id", "hub_revision", "cache_dir", "name"),
+    "stage1": ("checkpoint_every",),
+    "train": ("checkpoint_every", "val_batch"),
+}
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def scientific(cfg: DictConfig) -> dict[str, Any]:
+    """The keys that decide the result of a run, resolved."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    kept: dict[str, Any] = {}
+    for section in SECTIONS:
+        value = plain[section]
+        if isinstance(value, Mapping):
+            value = {key: v for key, v in value.items() if key not in INCIDENTAL.get(section, ())}
+        kept[section] = value
+    # Cached images limit what a run can see; arithmetic is part of the result, the device is not.
+    kept["train_images"] = plain["cache"]["train_images"] if plain["train"]["source"] == "cache" else None
+    kept["val_images"] = plain["cache"]["val_images"]
+    kept["precision"] = plain["trainer"]["precision"]
+    return kept
+
+
+def stage1_identity(cfg: DictConfig) -> str:
+    """The id of the tokenizer that this configuration trains."""
+    kept = scientific(cfg)
+    return run_id({key: kept[key] for key in ("data", "tokenizer", "stage1", "precision")})
+
+
+def identify(cfg: DictConfig) -> str:
+    """The run's id."""
+    return run_id(scientific(cfg))
+
+
+def finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether ``folder`` holds the finished run of this configuration, trained on the study's present tokenizer."""
+    if not (folder / RUN_FILE).exists():
+        return False
+    try:
+        run = read_run(folder)
+        tokenizer = read_json(Path(cfg.paths.tokenizer) / TOKENIZER_FILE)
+    except RecordError:
+        return False  # the run itself will say what is wrong
+    same = run.run_id == identify(cfg) and run.tokenizer_id == tokenizer.get("fingerprint")
+    return run.status == "finished" and same

@@ -1,0 +1,229 @@
+"""varscale plan: what a sweep will cost, before anything is spent.
+
+Parameters, tokens and FLOPs are exact (counted on the meta device). Memory is what a step must keep. Time comes from a
+short measurement of training steps on this machine, or from a stated device's peak and an assumed share of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from varscale.app.build import build_model, build_optim, device_of, use_threads
+from varscale.app.config import ConfigError, did_you_mean
+from varscale.app.sweeps import PlannedRun, planned_runs
+from varscale.codes import CodeSpec
+from varscale.models.budget import StepMemory, step_memory
+from varscale.models.counting import count_parameters, train_flops_per_image
+from varscale.models.var import VAR
+from varscale.records import write_json
+from varscale.schedule import ScaleSchedule
+from varscale.tokenizers.tokens import TokenBatch
+from varscale.training.device import synchronize
+from varscale.training.optim import build_adamw
+
+PLAN_FILE = "plan.json"
+ASSUMED_MFU = 0.4  # of a stated device's dense bf16 peak; measure yours and compare
+MEASURED_STEPS = 3
+MOST_MEASURED_FLOP = 2e12  # a step above this is extrapolated, not run: ten seconds or so of a CPU
+MOST_MEASURED_BYTES = 4e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as its data sheet states it: dense bf16 FLOP/s without sparsity, and memory in bytes."""
+
+    peak_flops: float
+    memory: float
+
+
+# NVIDIA data sheets: H100 and H200 SXM, A100 SXM 80 GB, L40S, RTX 4090, V100 SXM2 32 GB (fp16).
+DEVICES = {
+    "h200": Device(989e12, 141e9),
+    "h100": Device(989e12, 80e9),
+    "a100": Device(312e12, 80e9),
+    "l40s": Device(362e12, 48e9),
+    "rtx4090": Device(165e12, 24e9),
+    "v100": Device(125e12, 32e9),
+}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The cost of one run. FLOPs by the run's own rule; seconds are None when the device is not known."""
+
+    overrides: tuple[str, ...]
+    params_token: int
+    params_image: int
+    params_embed: int
+    params_head: int
+    params_blocks: int
+    params_nonembed: int
+    params_total: int
+    flops: float
+    tokens: float
+    images: float
+    steps: int
+    batch: int
+    memory_bytes: int
+    seconds: float
+
+
+def main(cfg: DictConfig) -> None:
+    """Print the table of the sweep and write ``plan.json`` into the study's folder."""
+    use_threads(cfg)
+    runs = planned_runs()
+    models = [meta_model(run.cfg) for run in runs]
+    costs = [train_flops_per_image(model, run.cfg.train.flops_rule) for run, model in zip(runs, models, strict=True)]
+    memories = [memory(run.cfg, model) for run, model in zip(runs, models, strict=True)]
+    step_seconds, basis = time_a_step(cfg, runs, costs, memories)
+    plans = []
+    for run, model, flops, kept, seconds in zip(runs, models, costs, memories, step_seconds, strict=True):
+        counts = count_parameters(model)
+        images = float(run.cfg.train.steps * run.cfg.train.batch)
+        plans.append(
+            RunPlan(
+                overrides=run.overrides,
+                params_token=counts.params_token,
+                params_image=counts.params_image,
+                params_embed=counts.params_embed,
+                params_head=counts.params_head,
+                params_blocks=counts.params_blocks,
+                params_nonembed=counts.params_nonembed,
+                params_total=counts.params_total,
+                flops=images * flops,
+                tokens=images * model.schedule.num_tokens,
+                images=images,
+                steps=run.cfg.train.steps,
+                batch=run.cfg.train.batch,
+                memory_bytes=kept.total,
+                seconds=seconds * run.cfg.train.steps,
+            )
+        )
+    print(table(plans, basis, cfg.train.flops_rule))
+    path = Path(cfg.paths.study) / PLAN_FILE
+    write_json(path, {"design": cfg.design, "basis": basis, "runs": [asdict(plan) for plan in plans]})
+
+
+def meta_model(cfg: DictConfig) -> VAR:
+    """The run's model without storage; schedule and code come from the tokenizer's settings, not from its weights."""
+    classes = cfg.data.get("num_classes")
+    if classes is None:
+        raise ConfigError("data.num_classes is not set, and plan reads no data; give it as data.num_classes=NUMBER")
+    with torch.device("meta"):
+        return build_model(
+            cfg,
+            schedule=ScaleSchedule.parse(cfg.tokenizer.schedule),
+            code=CodeSpec.index(cfg.tokenizer.vocabulary),
+            latent_channels=cfg.tokenizer.latent_channels,
+            num_classes=classes,
+        )
+
+
+def arithmetic(cfg: DictConfig) -> torch.dtype:
+    """The dtype of training's matrix products."""
+    return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(cfg.trainer.precision[:4], torch.float32)
+
+
+def memory(cfg: DictConfig, model: VAR) -> StepMemory:
+    """What a step of this run keeps on each device."""
+    per_device = max(1, cfg.train.batch // cfg.trainer.devices)
+    device = "cuda" if cfg.plan.device or cfg.trainer.accelerator == "gpu" else "cpu"
+    return step_memory(model, per_device, dtype=arithmetic(cfg), device_type=device)
+
+
+def time_a_step(
+    cfg: DictConfig, runs: Sequence[PlannedRun], costs: Sequence[float], memories: Sequence[StepMemory]
+) -> tuple[list[float], str]:
+    """Seconds a step of every run, and in words what they rest on."""
+    flops = np.array([cost * run.cfg.train.batch for cost, run in zip(costs, runs, strict=True)])
+    name = cfg.plan.device
+    if name is not None:
+        if name not in DEVICES:
+            raise ConfigError(f"plan.device={name} is not known.{did_you_mean(name, DEVICES)} There are: {', '.join(DEVICES)}")
+        speed = DEVICES[name].peak_flops * ASSUMED_MFU * cfg.trainer.devices
+        basis = f"{cfg.trainer.devices} x {name}: {ASSUMED_MFU:.0%} of its data-sheet peak assumed, nothing measured"
+        return (flops / speed).tolist(), basis
+    order = np.argsort(flops)
+    fits = [i for i in order if flops[i] <= MOST_MEASURED_FLOP and memories[i].total <= MOST_MEASURED_BYTES]
+    if not fits:
+        raise ConfigError(
+            f"the smallest step of this sweep takes {flops.min():.2g} FLOP and {memories[order[0]].total / 1e9:.0f} GB, "
+            f"too much to measure on this machine; name a device, such as plan.device=h100 ({', '.join(DEVICES)})"
+        )
+    chosen = sorted({fits[0], fits[len(fits) // 2], fits[-1]}, key=lambda i: flops[i])
+    measured = [measure_step(runs[i].cfg) for i in tqdm(chosen, desc="measuring", unit="size", leave=False)]
+    # A step is a fixed cost plus its FLOPs at some speed; between measured sizes interpolate, beyond the last scale up.
+    seconds = np.interp(flops, flops[chosen], measured)
+    beyond = flops > flops[chosen[-1]]
+    seconds[beyond] = measured[-1] * flops[beyond] / flops[chosen[-1]]
+    basis = f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps, {torch.get_num_threads()} thread(s)"
+    return seconds.tolist(), basis
+
+
+def measure_step(cfg: DictConfig) -> float:
+    """Median seconds of a training step of this run's model on random tokens."""
+    device = device_of(cfg)
+    schedule = ScaleSchedule.parse(cfg.tokenizer.schedule)
+    channels, batch = cfg.tokenizer.latent_channels, cfg.train.batch
+    model = build_model(
+        cfg,
+        schedule=schedule,
+        code=CodeSpec.index(cfg.tokenizer.vocabulary),
+        latent_channels=channels,
+        num_classes=cfg.data.num_classes,
+    ).to(device)
+    optimizer, _ = build_adamw(model, build_optim(cfg), lr_peak=1e-4, steps=1)
+    L, n_0 = schedule.num_tokens, schedule.tokens_per_scale[0]
+    tokens = TokenBatch(
+        torch.randint(cfg.tokenizer.vocabulary, (batch, L)),
+        torch.randint(cfg.data.num_classes, (batch,)),
+        torch.randn(batch, L - n_0, channels),
+    ).to(device)
+    dtype = arithmetic(cfg)
+    seconds = []
+    for _ in range(MEASURED_STEPS + 1):
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model.loss(tokens).per_token_avg_B.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds[1:]))  # the first one warms up
+
+
+def table(plans: Sequence[RunPlan], basis: str, rule: str) -> str:
+    """The plan as text."""
+    names = [",".join(plan.overrides) or "single" for plan in plans]
+    width = max(3, *(len(name) for name in names))
+    lines = [
+        f"{'run':<{width}}  {'params_total':>14}  {'blocks':>14}  {'non-embedding':>14}  {'FLOP':>9}  {'tokens':>9}  "
+        f"{'memory':>9}  {'time':>9}"
+    ]
+    for name, plan in zip(names, plans, strict=True):
+        lines.append(
+            f"{name:<{width}}  {plan.params_total:>14,}  {plan.params_blocks:>14,}  {plan.params_nonembed:>14,}  "
+            f"{plan.flops:>9.2e}  {plan.tokens:>9.2e}  {plan.memory_bytes / 1e9:>6.2f} GB  {duration(plan.seconds):>9}"
+        )
+    flops, seconds = sum(plan.flops for plan in plans), sum(plan.seconds for plan in plans)
+    lines.append(f"{len(plans)} runs, {flops:.3g} FLOP ({rule}), {duration(seconds)} one after another")
+    lines.append(f"time: {basis}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,151 @@
+"""varscale tokenizer: stage 1, trains the multi-scale VQ-VAE and measures every scale of it.
+
+Writes into the study's ``tokenizer`` folder: the tokenizer, ``metrics.csv`` and ``reconstructions.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from varscale.app.build import build, build_source, build_tokenizer, device_of, use_threads
+from varscale.app.config import ConfigError
+from varscale.app.identity import TOKENIZER_FILE, stage1_identity
+from varscale.data.loader import train_loader, val_batches
+from varscale.data.source import ImageSource
+from varscale.evaluation.reconstruction import reconstruction_picture
+from varscale.records import RecordError, atomic_write, read_json, write_json
+from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
+from varscale.training.checkpoints import LAST, AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
+from varscale.training.mirror import open_mirror
+from varscale.training.tokenizer_task import TokenizerTask
+
+STAGE_FILE = "stage1.json"  # which configuration the checkpoint in the folder belongs to
+PICTURE = "reconstructions.png"
+METRICS = "metrics.csv"
+PICTURED_IMAGES = 8
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> None:
+    """Train the tokenizer of this configuration, unless it is trained already."""
+    folder = Path(cfg.paths.tokenizer)
+    identity = stage1_identity(cfg)
+    if finished(folder, identity):
+        load_tokenizer(folder)  # raises when it was damaged since
+        log.info("%s holds this tokenizer already", folder)
+        return
+    use_threads(cfg)
+    device_of(cfg)
+    lightning.seed_everything(cfg.stage1.seed, verbose=False)
+    tokenizer, source = build_tokenizer(cfg), build_source(cfg)
+    if source.resolution != tokenizer.resolution:
+        raise ConfigError(
+            f"data.resolution is {source.resolution} px but tokenizer.resolution is {tokenizer.resolution} px; "
+            "set both to one value"
+        )
+    steps = cfg.stage1.steps
+    optim = build("stage1.optim", cfg.stage1.optim)
+    task = TokenizerTask(tokenizer, steps=steps, optim=optim, seed=cfg.stage1.seed)
+    checkpoint = last_checkpoint(folder) if belongs(folder, identity) else None
+    first_step = checkpoint_step(checkpoint)
+    write_json(folder / STAGE_FILE, {"stage1_id": identity})
+    if first_step:
+        log.info("the tokenizer continues from step %d of %d", first_step, steps)
+    trainer = lightning.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        precision=cfg.trainer.precision,
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=[keep_last(folder, cfg.stage1.checkpoint_every)],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    loader = train_loader(
+        source,
+        seed=cfg.stage1.seed,
+        batch=cfg.stage1.batch,
+        first_step=first_step,
+        last_step=steps,
+        workers=cfg.trainer.workers,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(num_workers|resumed from a checkpoint|mid-epoch).*")
+        trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+        if trainer.global_step < steps:
+            raise KeyboardInterrupt
+        validation = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
+        trainer.validate(task, validation, verbose=False)
+    store(cfg, folder, task, source, identity)
+
+
+def belongs(folder: Path, identity: str) -> bool:
+    """Whether the checkpoint in ``folder`` is of this configuration."""
+    try:
+        return bool(read_json(folder / STAGE_FILE).get("stage1_id") == identity)
+    except RecordError:
+        return False
+
+
+def finished(folder: Path, identity: str) -> bool:
+    """Whether ``folder`` holds the trained tokenizer of this configuration."""
+    return (folder / TOKENIZER_FILE).exists() and belongs(folder, identity)
+
+
+def store(cfg: DictConfig, folder: Path, task: TokenizerTask, source: ImageSource, identity: str) -> None:
+    """Write metrics, picture and, last, the tokenizer."""
+    tokenizer, report = task.evaluated.eval(), task.report
+    assert report is not None
+    scales = [asdict(scale) for scale in report.scales]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("step", "split", "metric", "scale", "value"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(task.metrics)
+    with atomic_write(folder / METRICS) as file:
+        file.write(text.getvalue().encode())
+    size = source.size("val")
+    count = PICTURED_IMAGES if size is None else min(PICTURED_IMAGES, size)
+    picture = reconstruction_picture(tokenizer, source.read("val", np.arange(count), 0).pixels)
+    with atomic_write(folder / PICTURE) as file:
+        picture.save(file, format="PNG")
+    mirror = open_mirror(
+        cfg.logger.mode,
+        folder=folder,
+        project=cfg.logger.project,
+        run_id=f"tokenizer-{identity}",
+        name="tokenizer",
+        group=cfg.study,
+        job_type="tokenizer",
+        tags=[*cfg.logger.tags],
+        config={"config": OmegaConf.to_container(cfg, resolve=True)},
+    )
+    for row in task.metrics:
+        where = "" if row["scale"] is None else f"_{row['scale']}"
+        mirror.log({"step": row["step"], f"{row['split']}/{row['metric']}{where}": row["value"]})
+    mirror.finish({f"psnr_db_{s['side']}": s["psnr_db"] for s in scales}, failed=False)
+    extra = {
+        "scales": scales,
+        "unquantised_psnr_db": report.unquantised_psnr_db,
+        "usage": report.usage,
+        "perplexity": report.perplexity,
+        "images": report.images,
+    }
+    save_tokenizer(folder, tokenizer, extra, dataset_id=source.fingerprint)
+    (folder / LAST).unlink(missing_ok=True)
+    lines = [f"{'scale':>6} {'PSNR dB':>8} {'usage':>6} {'perplexity':>10}"]
+    lines += [f"{s['side']:>6} {s['psnr_db']:>8.2f} {s['usage']:>6.0%} {s['perplexity']:>10.1f}" for s in scales]
+    print("\n".join(lines))
+    print(f"unquantised {report.unquantised_psnr_db:.2f} dB; tokenizer {tokenizer.fingerprint} in {folder}")

@@ -1,0 +1,186 @@
+"""A tiny study in a temporary folder: real Hydra, launcher and command line, with a verb that takes no time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+FILES = {
+    "conf/study.yaml": """
+        defaults:
+          - _self_
+          - data: leaves
+          - model: ladder
+          - paths: default
+          - experiment: null
+          - sweeps: null
+        seed: 0
+        act: finish
+        train: {steps: 10, lr: 0.5}
+        """,
+    "conf/train.yaml": """
+        defaults:
+          - study
+          - _self_
+          - override hydra/launcher: processes
+          - override hydra/job_logging: stdout
+        hydra:
+          output_subdir: null
+          run: {dir: "${paths.runs}/${run_name:${hydra.overrides.task}}"}
+          sweep: {dir: "${paths.runs}", subdir: none}
+        """,
+    "conf/data/leaves.yaml": "{_target_: a.Leaves, size: 32, options: {}}\n",
+    "conf/data/cifar10.yaml": "{_target_: a.Cifar, folder: here}\n",
+    "conf/model/ladder.yaml": "{_target_: a.Model, width: 32, sides: [1, 2], bias: false, schedule: 1-2-4}\n",
+    "conf/paths/default.yaml": "{runs: outputs/runs, study: outputs}\n",
+    "sweeps/widths.yaml": """
+        # @package _global_
+        train: {steps: 20}
+        hydra: {sweeper: {params: {model.width: "8,16", seed: "0,1"}}}
+        """,
+    "sweeps/bad_key.yaml": """
+        # @package _global_
+        model: {wdith: 3}
+        """,
+}
+SCHEMA = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Train:
+    steps: int = 1
+    lr: float = 1.0
+
+
+@dataclass
+class StudyConfig:
+    seed: int = 0
+    act: str = "finish"
+    train: Train = field(default_factory=Train)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+"""
+IDENTITY = """
+def finished(cfg, folder):
+    return (folder / "done").exists()
+"""
+TRAIN = """
+import os, signal, time
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
+
+
+def main(cfg):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "started").open("a") as file:
+        print(os.getpid(), os.environ.get("OMP_NUM_THREADS"), cfg.train.steps, cfg.model.width, cfg.seed, file=file)
+    print("hello from", cfg.model.width, flush=True)
+    act = cfg.act if not cfg.act.endswith("_at_8_0") or (cfg.model.width, cfg.seed) == (8, 0) else "finish"
+    match act.removesuffix("_at_8_0"):
+        case "fail":
+            raise RuntimeError("this run fails")
+        case "user_error":
+            raise ValueError("the value 3 is above the limit 2; choose 1")
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "sleep":
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                (folder / "checkpoint").write_text("saved")
+                raise
+        case "stubborn":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            time.sleep(60)
+    (folder / "done").write_text("done")
+"""
+MODULES = {"schema": SCHEMA, "identity": IDENTITY, "train": TRAIN}
+DRIVER = """
+import sys, types
+from pathlib import Path
+from varscale.app import resources
+from varscale.app.cli import main
+
+root = Path({root!r})
+resources.resources_root = lambda: root
+for name in ("schema", "identity", "train"):
+    module = types.ModuleType("varscale.app." + name)
+    sys.modules[module.__name__] = module
+    exec(compile((root / (name + ".py")).read_text(), module.__name__, "exec"), module.__dict__)
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """The folder of the study, with ``conf/``, ``sweeps/`` and ``driver.py``, its ``varscale``."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text).lstrip())
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "driver.py").write_text(DRIVER.format(root=str(tmp_path)))
+    return tmp_path
+
+
+@pytest.fixture
+def verb(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs ``varscale ARGS`` in this process; returns the exit code and all it printed."""
+    from varscale.app import resources
+    from varscale.app.cli import main
+
+    monkeypatch.chdir(study)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(resources, "resources_root", lambda: study)
+    for name, text in MODULES.items():
+        module = types.ModuleType(f"varscale.app.{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(text, module.__name__, "exec"), module.__dict__)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        capfd.readouterr()
+        code = main(arguments)
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def start(study: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts ``varscale ARGS`` as a process of its own in the study's folder; none outlives the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def call(*arguments: str) -> subprocess.Popen[str]:
+        driver = [sys.executable, str(study / "driver.py")]
+        program = f"hydra.launcher.program=[{','.join(driver)}]"
+        process = subprocess.Popen(
+            [*driver, *arguments, *([program] if "-m" in arguments else [])],
+            cwd=study,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.communicate()
