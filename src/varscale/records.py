@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -232,6 +233,7 @@ class CurveWriter:
         self.path = folder / CURVE_FILE
         self.run_id = run_id
         kept = [row for row in read_curve(self.path) if keep(row)] if self.path.exists() else []
+        self.last_step = max((int(row["step"]) for row in kept), default=0)
         with atomic_write(self.path) as file:
             lines = [",".join(CURVE_COLUMNS)] + [",".join(row[name] for name in CURVE_COLUMNS) for row in kept]
             file.write(("\n".join(lines) + "\n").encode())
@@ -243,19 +245,24 @@ class CurveWriter:
         images_seen: float,
         tokens_seen: float,
         flops: float,
-        split: str,
-        values: Sequence[tuple[str, int | None, float]],
+        values: Mapping[str, Sequence[tuple[str, int | None, float]]],
     ) -> None:
-        """Append one row a (metric, scale or None, value). A value that is not finite is a ``ValueError``."""
-        rows = []
-        for metric, scale, value in values:
-            if not math.isfinite(value):
-                raise ValueError(f"{metric} at step {step} is {value}; only finite numbers go into {self.path}")
-            where = "" if scale is None else scale
-            rows.append((self.run_id, step, repr(images_seen), repr(tokens_seen), repr(flops), split, metric, where))
-            rows[-1] += (repr(float(value)),)  # type: ignore[assignment]
+        """Append one row a (metric, scale or None, value) of each split, all in one write.
+
+        Raises ``ValueError`` for a value that is not finite; nothing is written then.
+        """
+        rows: list[tuple[object, ...]] = []
+        for split, measured in values.items():
+            for metric, scale, value in measured:
+                if not math.isfinite(value):
+                    raise ValueError(f"{metric} at step {step} is {value}; only finite numbers go into {self.path}")
+                where = "" if scale is None else scale
+                axes = (self.run_id, step, repr(images_seen), repr(tokens_seen), repr(flops))
+                rows.append((*axes, split, metric, where, repr(float(value))))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
         with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            file.write(text.getvalue())
             file.flush()
             os.fsync(file.fileno())
 

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from varscale.records import (
-    CURVE_FILE, CurveWriter, RecordError, Run, atomic_write, columns_table, read_curve, read_run, run_id, write_run,
+    CURVE_FILE,
+    CurveWriter,
+    RecordError,
+    Run,
+    atomic_write,
+    columns_table,
+    read_curve,
+    read_run,
+    run_id,
+    write_run,
 )  # fmt: skip
 
 
@@ -76,7 +85,7 @@ def test_curve_keeps_rows_up_to_the_resumed_step(tmp_path: Path) -> None:
     writer = CurveWriter(tmp_path, "abc")
     for step in (1, 2, 3):
         writer.append(
-            step=step, images_seen=step, tokens_seen=1e9, flops=1e30, split="val", values=[("nats", None, 0.1 * step)]
+            step=step, images_seen=step, tokens_seen=1e9, flops=1e30, values={"val": [("nats", None, 0.1 * step)]}
         )
     with (tmp_path / CURVE_FILE).open("a") as file:
         file.write("abc,4,4,1e9")  # the process died here
@@ -90,7 +99,7 @@ def test_curve_refuses_nan(tmp_path: Path) -> None:
     writer = CurveWriter(tmp_path, "abc")
     with pytest.raises(ValueError, match="finite"):
         writer.append(
-            step=1, images_seen=1, tokens_seen=1, flops=1, split="val", values=[("nats", 0, 1.0), ("b", 1, float("inf"))]
+            step=1, images_seen=1, tokens_seen=1, flops=1, values={"val": [("nats", 0, 1.0), ("b", 1, float("inf"))]}
         )
     assert read_curve(tmp_path / CURVE_FILE) == []
 

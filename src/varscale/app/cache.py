@@ -40,5 +40,7 @@ def images(source: ImageSource, split: str, wanted: int | None) -> int:
     """How many images of a split to cache: all that are wanted, at most all there are."""
     size = source.size(split)  # type: ignore[arg-type]
     if wanted is None and size is None:
-        raise ConfigError(f"cache.{split}_images is null, but the {split} split of {source.name} never ends; set a number")
+        raise ConfigError(
+            f"cache.{split}_images is null, but the {split} split of {source.name} never ends; set a number"
+        )
     return min(n for n in (wanted, size) if n is not None)

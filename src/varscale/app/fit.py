@@ -10,11 +10,11 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
-from varscale_analysis import RunTable, SaturatingPowerLaw, analyse, predict_holdout
-from varscale_analysis.study import PREDICTION_FILE, StudyAnalysis
 
 from varscale.app.config import ConfigError
 from varscale.records import read_json
+from varscale_analysis import RunTable, SaturatingPowerLaw, analyse, predict_holdout
+from varscale_analysis.study import PREDICTION_FILE, StudyAnalysis
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ short measurement of training steps on this machine, or from a stated device's p
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -148,7 +147,9 @@ def time_a_step(
     name = cfg.plan.device
     if name is not None:
         if name not in DEVICES:
-            raise ConfigError(f"plan.device={name} is not known.{did_you_mean(name, DEVICES)} There are: {', '.join(DEVICES)}")
+            raise ConfigError(
+                f"plan.device={name} is not known.{did_you_mean(name, DEVICES)} There are: {', '.join(DEVICES)}"
+            )
         speed = DEVICES[name].peak_flops * ASSUMED_MFU * cfg.trainer.devices
         basis = f"{cfg.trainer.devices} x {name}: {ASSUMED_MFU:.0%} of its data-sheet peak assumed, nothing measured"
         return (flops / speed).tolist(), basis
@@ -156,8 +157,8 @@ def time_a_step(
     fits = [i for i in order if flops[i] <= MOST_MEASURED_FLOP and memories[i].total <= MOST_MEASURED_BYTES]
     if not fits:
         raise ConfigError(
-            f"the smallest step of this sweep takes {flops.min():.2g} FLOP and {memories[order[0]].total / 1e9:.0f} GB, "
-            f"too much to measure on this machine; name a device, such as plan.device=h100 ({', '.join(DEVICES)})"
+            f"the smallest step of this sweep takes {flops.min():.2g} FLOP and {memories[order[0]].total / 1e9:.0f} GB, too "
+            f"much to measure on this machine; name a device, such as plan.device=h100 ({', '.join(DEVICES)})"
         )
     chosen = sorted({fits[0], fits[len(fits) // 2], fits[-1]}, key=lambda i: flops[i])
     measured = [measure_step(runs[i].cfg) for i in tqdm(chosen, desc="measuring", unit="size", leave=False)]
@@ -165,7 +166,9 @@ def time_a_step(
     seconds = np.interp(flops, flops[chosen], measured)
     beyond = flops > flops[chosen[-1]]
     seconds[beyond] = measured[-1] * flops[beyond] / flops[chosen[-1]]
-    basis = f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps, {torch.get_num_threads()} thread(s)"
+    basis = (
+        f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps, {torch.get_num_threads()} thread(s)"
+    )
     return seconds.tolist(), basis
 
 

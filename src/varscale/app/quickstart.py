@@ -20,7 +20,7 @@ from varscale.app.processes import describe_exit, spawn, stop
 GRACE_S = 90.0  # for a verb to pass an interruption on and write its checkpoints
 
 
-class VerbFailed(ConfigError):
+class VerbError(ConfigError):
     """A verb of the row ended with an error, which it has explained."""
 
 
@@ -45,7 +45,7 @@ def verbs(holdout: str | None) -> list[list[str]]:
 
 
 def run(verb: list[str], overrides: list[str]) -> None:
-    """One verb in a process of its own. Raises ``VerbFailed`` when it fails, ``KeyboardInterrupt`` when interrupted."""
+    """One verb in a process of its own. Raises ``VerbError`` when it fails, ``KeyboardInterrupt`` when interrupted."""
     command = [*verb, *overrides]
     print(f"\n$ varscale {shlex.join(command)}", flush=True)
     process = spawn([sys.executable, "-m", "varscale", *command])
@@ -56,4 +56,4 @@ def run(verb: list[str], overrides: list[str]) -> None:
     if code == 130:
         raise KeyboardInterrupt
     if code:
-        raise VerbFailed(f"varscale {verb[0]} ended with {describe_exit(code)}; what it says is above")
+        raise VerbError(f"varscale {verb[0]} ended with {describe_exit(code)}; what it says is above")

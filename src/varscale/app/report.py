@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from varscale_analysis.report import ReportImage, write_report
 
 from varscale.app.fit import analyse_study
 from varscale.app.identity import TOKENIZER_FILE
 from varscale.records import RUN_FILE, Run, read_json, read_run
+from varscale_analysis.report import ReportImage, write_report
 
 RECONSTRUCTIONS, SAMPLES, STRIP = "reconstructions.png", "samples.png", "coarse_to_fine.png"
 
@@ -50,7 +50,10 @@ def first_of_each_size(runs: Path) -> list[tuple[Run, Path]]:
         if not (folder / RUN_FILE).exists() or not (folder / SAMPLES).exists():
             continue
         run = read_run(folder)
-        if run.status == "finished" and run.seed < found.get(run.params_total, (run.replace(seed=2**62), folder))[0].seed:
+        if (
+            run.status == "finished"
+            and run.seed < found.get(run.params_total, (run.replace(seed=2**62), folder))[0].seed
+        ):
             found[run.params_total] = (run, folder)
     return [found[size] for size in sorted(found)]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from varscale.records import RecordError, atomic_write, read_json, write_json
 from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
 from varscale.training.checkpoints import LAST, AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
 from varscale.training.mirror import open_mirror
+from varscale.training.notices import without_advice
 from varscale.training.tokenizer_task import TokenizerTask
 
 STAGE_FILE = "stage1.json"  # which configuration the checkpoint in the folder belongs to
@@ -55,25 +55,13 @@ def main(cfg: DictConfig) -> None:
     steps = cfg.stage1.steps
     optim = build("stage1.optim", cfg.stage1.optim)
     task = TokenizerTask(tokenizer, steps=steps, optim=optim, seed=cfg.stage1.seed)
-    checkpoint = last_checkpoint(folder) if belongs(folder, identity) else None
+    if not belongs(folder, identity):
+        discard(folder)
+    checkpoint = last_checkpoint(folder)
     first_step = checkpoint_step(checkpoint)
     write_json(folder / STAGE_FILE, {"stage1_id": identity})
     if first_step:
         log.info("the tokenizer continues from step %d of %d", first_step, steps)
-    trainer = lightning.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        precision=cfg.trainer.precision,
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=[keep_last(folder, cfg.stage1.checkpoint_every)],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
     loader = train_loader(
         source,
         seed=cfg.stage1.seed,
@@ -82,8 +70,21 @@ def main(cfg: DictConfig) -> None:
         last_step=steps,
         workers=cfg.trainer.workers,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(num_workers|resumed from a checkpoint|mid-epoch).*")
+    with without_advice():
+        trainer = lightning.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            precision=cfg.trainer.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[keep_last(folder, cfg.stage1.checkpoint_every)],
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
         trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         if trainer.global_step < steps:
             raise KeyboardInterrupt
@@ -98,6 +99,12 @@ def belongs(folder: Path, identity: str) -> bool:
         return bool(read_json(folder / STAGE_FILE).get("stage1_id") == identity)
     except RecordError:
         return False
+
+
+def discard(folder: Path) -> None:
+    """Remove what another configuration left, before this one claims the folder."""
+    for name in (TOKENIZER_FILE, LAST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def finished(folder: Path, identity: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,13 @@ from torch.utils.data import DataLoader
 
 from varscale import __version__
 from varscale.app.build import (
-    build_model, build_optim, build_source, device_name, device_of, git_state, use_threads,
+    build_model,
+    build_optim,
+    build_source,
+    device_name,
+    device_of,
+    git_state,
+    use_threads,
 )  # fmt: skip
 from varscale.app.config import ConfigError
 from varscale.app.identity import CONFIG_FILE, finished, identify
@@ -24,13 +29,14 @@ from varscale.cache.reader import TokenCache
 from varscale.data.loader import train_loader, val_batches
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.counting import count_parameters, train_flops_per_image
-from varscale.records import Run, atomic_write
+from varscale.records import RUN_FILE, Run, atomic_write, read_run
 from varscale.tokenizers.storage import load_tokenizer
 from varscale.tokenizers.tokens import TokenBatch
 from varscale.training.checkpoints import AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
 from varscale.training.device import matrix_peak_flops
 from varscale.training.generator_task import GeneratorTask
 from varscale.training.mirror import open_mirror
+from varscale.training.notices import without_advice
 from varscale.training.recorder import Recorder, evaluation_steps
 from varscale.training.token_loader import token_loader, val_token_batches
 
@@ -173,36 +179,32 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         log.info("%s continues from step %d of %d", folder.name, first_step, steps)
     if cfg.trainer.compile:
         task.model.compile()
-    trainer = lightning.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        precision=cfg.trainer.precision,
-        max_steps=steps,
-        max_epochs=-1,
-        gradient_clip_val=optim.clip,
-        callbacks=[recorder, keep_last(folder, cfg.train.checkpoint_every)],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_model_summary=False,
-        enable_progress_bar=True,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-    with warnings.catch_warnings():
-        # The order of data is a function of the step, which is what Lightning asks a resumable loader for.
-        warnings.filterwarnings("ignore", message=".*(num_workers|resumed from a checkpoint|mid-epoch).*")
+    with without_advice():
+        trainer = lightning.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            precision=cfg.trainer.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[recorder, keep_last(folder, cfg.train.checkpoint_every)],
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=True,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
         trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 def resumable_checkpoint(folder: Path, identity: str, tokenizer_id: str) -> Path | None:
-    """The folder's checkpoint if it belongs to this run; one of another configuration is not continued."""
-    from varscale.records import RUN_FILE, read_run
-
+    """The folder's checkpoint if it belongs to this run; one of another configuration is removed, not continued."""
     checkpoint = last_checkpoint(folder)
-    if checkpoint is None or not (folder / RUN_FILE).exists():
+    if checkpoint is None:
         return None
-    before = read_run(folder)
-    if before.run_id == identity and before.tokenizer_id == tokenizer_id:
+    before = read_run(folder) if (folder / RUN_FILE).exists() else None
+    if before is not None and before.run_id == identity and before.tokenizer_id == tokenizer_id:
         return checkpoint
-    log.warning("%s holds a run of another configuration (%s); it starts over", folder, before.run_id)
+    log.warning("%s holds a checkpoint of another configuration or tokenizer; the run starts over", folder)
+    checkpoint.unlink()
     return None

@@ -30,6 +30,22 @@ class StepBatches(Dataset[ImageBatch]):
         return self.source.read("train", indices, draws)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The steps ``first .. last - 1`` as a sampler without a length.
+
+    Lightning counts the batches of an epoch, and a resumed run's loader is shorter than the epoch its checkpoint was
+    written in: given a length, it would end the epoch early and read the first batches of the loader a second time.
+    Without one the epoch is the run, and ``max_steps`` ends it.
+    """
+
+    first: int
+    last: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.last))
+
+
 def _unchanged(batch: Any) -> Any:
     """Instead of torch's default conversion: a batch is a batch already."""
     return batch
@@ -62,7 +78,7 @@ def train_loader(
     return DataLoader(
         StepBatches(source, seed, batch),
         batch_size=None,
-        sampler=range(first_step, last_step),
+        sampler=Steps(first_step, last_step),
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,

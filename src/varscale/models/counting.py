@@ -77,8 +77,8 @@ def attention_pairs(schedule: ScaleSchedule, rule: FlopsRule) -> int:
 def train_flops_per_image(model: VAR, rule: FlopsRule = "dense") -> float:
     """Training FLOPs an image (forward and backward), by the named rule of the run table.
 
-    ``dense``: structural, attention over L^2. ``blocksparse``: structural, attended pairs only. ``6nd``: 6 N_nonembed L.
-    ``forward_macs``: multiply-adds of the dense forward, the unit VAR's published C behaves like.
+    ``dense``: structural, attention over L^2. ``blocksparse``: structural, attended pairs only. ``6nd``: 6 N_nonembed
+    L. ``forward_macs``: multiply-adds of the dense forward, the unit VAR's published C behaves like.
     """
     if rule == "6nd":
         return 6.0 * count_parameters(model).params_nonembed * model.schedule.num_tokens

@@ -52,7 +52,8 @@ def load_released_var(state: Mapping[str, Tensor], schedule: ScaleSchedule) -> V
     tokens, width = state["pos_1LC"].shape[1:]
     if tokens != schedule.num_tokens:
         raise ValueError(
-            f"the checkpoint has {tokens} tokens, the schedule {schedule} has {schedule.num_tokens}; use its own schedule"
+            f"the checkpoint has {tokens} tokens, the schedule {schedule} has {schedule.num_tokens}; "
+            "give the schedule it was trained with"
         )
     scale = state.get("blocks.0.attn.scale_mul_1H11")
     heads = width // 64 if scale is None else scale.shape[1]

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from varscale.data.counter import uniform
 from varscale.models.var import VAR
 from varscale.nn.attention import KeyValueCache
 from varscale.tokenizers.residual import ResidualPyramid
@@ -36,9 +38,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.guidance < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1 or not self.temperature > 0:
-            raise ValueError(
-                f"{self}: guidance and top_k must be at least 0, top_p in [0, 1], temperature above 0"
-            )
+            raise ValueError(f"{self}: guidance and top_k must be at least 0, top_p in [0, 1], temperature above 0")
 
     def guide(self, cond: Tensor, uncond: Tensor, k: int, num_scales: int) -> Tensor:
         """Classifier-free guidance of scale k."""
@@ -68,11 +68,6 @@ class Sampler:
         return ids.clamp(max=last)
 
 
-def image_streams(seed: int, images: Sequence[int], device: torch.device) -> list[torch.Generator]:
-    """One generator an image, a function of the seed and the image's number alone."""
-    return [torch.Generator(device=device).manual_seed((seed << 32) + number) for number in images]
-
-
 @torch.no_grad()
 def sample(
     model: VAR,
@@ -95,7 +90,7 @@ def sample(
     if labels_B.numel() == 0 or int(labels_B.min()) < 0 or int(labels_B.max()) > model.num_classes:
         raise ValueError(f"labels must be one or more classes in 0..{model.num_classes}, got {labels_B.tolist()}")
     B, device, schedule = len(labels_B), labels_B.device, model.schedule
-    streams = image_streams(seed, range(B) if images is None else images, torch.device("cpu"))
+    numbers_B1 = np.asarray(range(B) if images is None else images, dtype=np.int64)[:, None]
     guided = sampler.guidance > 0
     classes = torch.cat((labels_B, torch.full_like(labels_B, model.num_classes))) if guided else labels_B
     x, cond = model.start_tokens(classes)
@@ -109,7 +104,9 @@ def sample(
         logits = model.step(k, x, cond, condition, cache).float()
         if guided:
             logits = sampler.guide(logits[:B], logits[B:], k, schedule.num_scales)
-        uniform_BN = torch.stack([torch.rand(h * w, generator=g) for g in streams]).to(device)
+        # A hash of (seed, image, token): torch's CPU generator would keep only 32 bits of such a seed.
+        tokens_N = np.arange(schedule.slices[k].start, schedule.slices[k].stop)
+        uniform_BN = torch.from_numpy(uniform(seed, numbers_B1, tokens_N)).to(device)
         ids_BN = sampler.draw(logits, uniform_BN)
         drawn.append(ids_BN)
         f_hat = pyramid.add(f_hat, pyramid.quantizer.codes(ids_BN.view(B, h, w)), k)

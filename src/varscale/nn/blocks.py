@@ -101,7 +101,12 @@ class Block(nn.Module):
         self.norms = SharedAdaptiveNorms(width) if shared_adaln else AdaptiveNorms(width)
 
     def forward(
-        self, x_BND: Tensor, condition: Tensor, cache: KeyValueCache | None = None, block: int = 0, where: slice = slice(0)
+        self,
+        x_BND: Tensor,
+        condition: Tensor,
+        cache: KeyValueCache | None = None,
+        block: int = 0,
+        where: slice = slice(0),
     ) -> Tensor:
         """All scales at once, or with a cache the scale whose tokens are ``where``."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self.norms(condition)

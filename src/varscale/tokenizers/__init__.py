@@ -1,0 +1,1 @@
+"""Tokenizers: images to token maps of every scale and back, and what training them needs."""

@@ -1,0 +1,1 @@
+"""Lightning tasks, optimisation and the recording of runs."""

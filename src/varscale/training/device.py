@@ -1,0 +1,37 @@
+"""What a device can do: its matrix peak, measured, which throughput is compared with."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+
+def matrix_peak_flops(
+    device: torch.device, dtype: torch.dtype, *, rows: int, width: int, seconds: float = 0.1
+) -> float:
+    """Best FLOP/s of a matrix product at a model's MLP shapes: (rows, C) x (C, 4C) and (rows, 4C) x (4C, C).
+
+    Uses the threads torch has been given; about ``seconds`` are spent on each shape.
+    """
+    best = 0.0
+    for inner, outer in ((width, 4 * width), (4 * width, width)):
+        x = torch.randn(rows, inner, device=device, dtype=dtype)
+        w = torch.randn(outer, inner, device=device, dtype=dtype)
+        flops = 2.0 * rows * inner * outer
+        end = time.perf_counter() + seconds
+        F.linear(x, w)
+        while time.perf_counter() < end:
+            synchronize(device)
+            started = time.perf_counter()
+            F.linear(x, w)
+            synchronize(device)
+            best = max(best, flops / (time.perf_counter() - started))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,126 @@
+"""A synthetic study with a known law: L(N, D) = E + (N / s)^alpha + (D / t)^-.5 - (D_end / t)^-.5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+SIDES = (1, 2, 3, 4, 6, 8)
+TOKENS_PER_IMAGE = 130
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The law behind the study; at D_end the last two terms cancel."""
+
+    offset: float = 3.37
+    scale: float = 3.0e3
+    alpha: float = -0.40
+    token_scale: float = 4.0e5
+    images: float = 19_200.0
+
+    def loss(self, n: float, tokens: float | np.ndarray) -> np.ndarray:
+        """Nats per token."""
+        end = self.images * TOKENS_PER_IMAGE
+        late = (np.asarray(tokens) / self.token_scale) ** -0.5 - (end / self.token_scale) ** -0.5
+        return self.offset + (n / self.scale) ** self.alpha + late
+
+
+def write_study(
+    folder: Path,
+    *,
+    widths: tuple[int, ...] = (8, 12, 16, 24, 32, 48, 64),
+    seeds: int = 2,
+    noise: float = 0.004,
+    rng_seed: int = 0,
+    truth: Truth | None = None,
+    per_run: Callable[[int, int], dict[str, object]] = lambda width, seed: {},
+) -> Path:
+    """Write runs.csv and curves.csv as ``varscale collect`` would; ``per_run`` overrides cells of a run."""
+    truth = truth or Truth()
+    rng = np.random.default_rng(rng_seed)
+    runs, curves = [], []
+    for width in widths:
+        for seed in range(seeds):
+            token, image = 24 * width**2, 12 * width**2
+            embed, head = 300 * width, 258 * width + 256
+            n = token + image + head
+            tokens_end = truth.images * TOKENS_PER_IMAGE
+            deviation = noise * rng.standard_normal()
+            loss = float(truth.loss(n, tokens_end)) + deviation
+            run = {
+                "run_id": f"run{width:04d}s{seed}",
+                "created_utc": f"2025-01-0{seed + 1}T00:00:00+00:00",
+                "study": "synthetic",
+                "status": "finished",
+                "exclude_reason": "",
+                "family": "var",
+                "tokenizer_id": "tok0",
+                "dataset_id": "data0",
+                "seed": seed,
+                "flops_train": 6.0 * n * tokens_end,
+                "flops_rule": "dense",
+                "resolution_px": 32,
+                "schedule": "-".join(map(str, SIDES)),
+                "num_tokens": TOKENS_PER_IMAGE,
+                "code": "index(256)",
+                "depth": 2,
+                "width": width,
+                "params_token": token,
+                "params_image": image,
+                "params_blocks": token + image,
+                "params_embed": embed,
+                "params_head": head,
+                "params_total": token + image + embed + head,
+                "images_seen": truth.images,
+                "unique_images": truth.images,
+                "tokens_seen": tokens_end,
+                "val_nats_per_token_avg": loss,
+                "val_nats_per_token_last": 1.07 * loss,
+                "val_error_avg": 0.8 + 0.02 * (loss - 3.3),
+                "val_error_last": 0.82 + 0.02 * (loss - 3.3),
+                "val_images": 2000.0,
+                "wall_s": 0.5 * width,
+                "device": "cpu",
+                "precision": "bf16-mixed",
+            }
+            run.update(per_run(width, seed))
+            runs.append(run)
+            for step, share in enumerate(np.geomspace(0.02, 1.0, 24)):
+                tokens = share * tokens_end
+                value = float(truth.loss(n, tokens)) + deviation
+                rows = [("nats_per_token_avg", "", value), ("nats_per_token_last", "", 1.07 * value)]
+                rows += [("nats_per_token", k, value * (0.8 + 0.05 * k)) for k in range(len(SIDES))]
+                for metric, k, number in rows:
+                    curves.append(
+                        (run["run_id"], step, truth.images * share, tokens, 6.0 * n * tokens, "val", metric, k, number)
+                    )
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
+    names = ["run_id", "step", "images_seen", "tokens_seen", "flops", "split", "metric", "scale", "value"]
+    pd.DataFrame(curves, columns=names).to_csv(folder / "curves.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def truth() -> Truth:
+    """The law behind ``make_study``."""
+    return Truth()
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a synthetic study into a fresh folder and returns the folder."""
+    count = iter(range(1000))
+    return lambda **options: write_study(tmp_path / f"study{next(count)}", **options)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of 7 sizes and 2 seeds that no test changes."""
+    return write_study(tmp_path_factory.mktemp("study"))
