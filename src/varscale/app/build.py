@@ -73,7 +73,9 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def use_threads(cfg: DictConfig) -> None:
-    """Give torch the threads of the trainer."""
+    """Give torch the threads of the trainer; by default those of the environment, else all cores."""
+    if cfg.trainer.threads is None:
+        return
     if cfg.trainer.threads < 1:
         raise ConfigError(f"trainer.threads is {cfg.trainer.threads}; it must be at least 1")
     torch.set_num_threads(cfg.trainer.threads)

@@ -157,8 +157,10 @@ def time_a_step(
     fits = [i for i in order if flops[i] <= MOST_MEASURED_FLOP and memories[i].total <= MOST_MEASURED_BYTES]
     if not fits:
         raise ConfigError(
-            f"the smallest step of this sweep takes {flops.min():.2g} FLOP and {memories[order[0]].total / 1e9:.0f} GB, too "
-            f"much to measure on this machine; name a device, such as plan.device=h100 ({', '.join(DEVICES)})"
+            f"the smallest step of this sweep takes {flops.min():.2g} FLOP and "
+            f"{memories[order[0]].total / 1e9:.0f} GB, "
+            "too much to measure on this machine; name a device, such as plan.device=h100: "
+            f"{', '.join(DEVICES)}"
         )
     chosen = sorted({fits[0], fits[len(fits) // 2], fits[-1]}, key=lambda i: flops[i])
     measured = [measure_step(runs[i].cfg) for i in tqdm(chosen, desc="measuring", unit="size", leave=False)]

@@ -90,7 +90,7 @@ class Trainer:
     accelerator: str = MISSING
     devices: int = MISSING
     precision: str = MISSING
-    threads: int = MISSING
+    threads: int | None = None
     workers: int = MISSING
     compile: bool = MISSING
 

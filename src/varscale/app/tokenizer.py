@@ -14,11 +14,12 @@ from pathlib import Path
 import lightning
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from varscale.app.build import build, build_source, build_tokenizer, device_of, use_threads
 from varscale.app.config import ConfigError
 from varscale.app.identity import TOKENIZER_FILE, stage1_identity
-from varscale.data.loader import train_loader, val_batches
+from varscale.data.loader import as_it_is, train_loader, val_batches
 from varscale.data.source import ImageSource
 from varscale.evaluation.reconstruction import reconstruction_picture
 from varscale.records import RecordError, atomic_write, read_json, write_json
@@ -88,8 +89,8 @@ def main(cfg: DictConfig) -> None:
         trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         if trainer.global_step < steps:
             raise KeyboardInterrupt
-        validation = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
-        trainer.validate(task, validation, verbose=False)
+        batches = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
+        trainer.validate(task, DataLoader(batches, batch_size=None, collate_fn=as_it_is), verbose=False)  # type: ignore[arg-type]
     store(cfg, folder, task, source, identity)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from varscale.data.order import batch_indices
 from varscale.data.source import ImageBatch, ImageSource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Steps:
         return iter(range(self.first, self.last))
 
 
-def _unchanged(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     """Instead of torch's default conversion: a batch is a batch already."""
     return batch
 
@@ -80,7 +83,7 @@ def train_loader(
         batch_size=None,
         sampler=Steps(first_step, last_step),
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=as_it_is,
         pin_memory=pin_memory,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from varscale.cache.reader import TokenCache
-from varscale.data.loader import Steps
+from varscale.data.loader import Steps, as_it_is
 from varscale.data.order import batch_indices
 from varscale.tokenizers.tokens import TokenBatch
 
@@ -33,7 +33,7 @@ def token_loader(
 ) -> DataLoader[TokenBatch]:
     """One ``TokenBatch`` a step for the steps ``first_step .. last_step - 1``. Reading a cache needs no workers."""
     steps = Steps(first_step, last_step)
-    return DataLoader(StepTokens(cache, seed, batch), batch_size=None, sampler=steps, collate_fn=lambda b: b)
+    return DataLoader(StepTokens(cache, seed, batch), batch_size=None, sampler=steps, collate_fn=as_it_is)
 
 
 def val_token_batches(cache: TokenCache, *, batch: int, limit: int | None = None) -> Iterator[TokenBatch]:
