@@ -259,6 +259,7 @@ class CurveWriter:
                 where = "" if scale is None else scale
                 axes = (self.run_id, step, repr(images_seen), repr(tokens_seen), repr(flops))
                 rows.append((*axes, split, metric, where, repr(float(value))))
+        self.last_step = step
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         with self.path.open("a", newline="") as file:

@@ -166,9 +166,9 @@ def test_groups_compute_fewer_pairs_than_dense() -> None:
 def test_size_rules() -> None:
     shape = depth_rule(16)
     assert (shape.width, shape.heads, shape.drop_path) == (1024, 16, pytest.approx(0.1 * 16 / 24))
-    assert (ladder_rule(64).heads, ladder_rule(8).heads) == (4, 1)
-    with pytest.raises(ValueError, match="width 24"):
-        ladder_rule(24)
+    assert [ladder_rule(width).heads for width in (8, 16, 24, 32, 64)] == [1, 1, 2, 2, 4]
+    with pytest.raises(ValueError, match="width 50 is not a multiple of 3 heads"):
+        ladder_rule(50)
 
 
 @pytest.mark.golden

@@ -48,11 +48,23 @@ def build_tokenizer(cfg: DictConfig) -> VQAutoencoder:
 
 
 def build_model(
-    cfg: DictConfig, *, schedule: ScaleSchedule, code: CodeSpec, latent_channels: int, num_classes: int
+    cfg: DictConfig,
+    *,
+    schedule: ScaleSchedule,
+    code: CodeSpec,
+    latent_channels: int,
+    num_classes: int,
+    input_std: float = 1.0,
 ) -> VAR:
     """The generative model of ``model`` for the tokens of a tokenizer."""
     model: VAR = build(
-        "model", cfg.model, schedule=schedule, code=code, latent_channels=latent_channels, num_classes=num_classes
+        "model",
+        cfg.model,
+        schedule=schedule,
+        code=code,
+        latent_channels=latent_channels,
+        num_classes=num_classes,
+        input_std=input_std,
     )
     return model
 

@@ -9,8 +9,10 @@ from omegaconf import DictConfig
 
 from varscale.app.build import build_source, device_of, use_threads
 from varscale.app.config import ConfigError
+from varscale.app.identity import SOURCE_FILE, data_identity
 from varscale.cache.writer import write_cache
 from varscale.data.source import ImageSource
+from varscale.records import write_json
 from varscale.tokenizers.storage import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,11 @@ def main(cfg: DictConfig) -> None:
     use_threads(cfg)
     tokenizer, source = load_tokenizer(Path(cfg.paths.tokenizer)), build_source(cfg)
     device = device_of(cfg)
+    if source.resolution != tokenizer.resolution:
+        raise ConfigError(
+            f"data.resolution is {source.resolution} px, but the tokenizer in {cfg.paths.tokenizer} takes "
+            f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}"
+        )
     manifest = write_cache(
         tokenizer.to(device),
         source,
@@ -33,7 +40,10 @@ def main(cfg: DictConfig) -> None:
         device=device,
         precision=cfg.cache.precision,
     )
-    log.info("%s", manifest)
+    write_json(Path(cfg.paths.cache) / SOURCE_FILE, {"data_id": data_identity(cfg)})
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.images.items())
+    log.info("%s images of %s as %s tokens each in %s", counts, source.name, manifest.scale_schedule.num_tokens,
+             cfg.paths.cache)  # fmt: skip
 
 
 def images(source: ImageSource, split: str, wanted: int | None) -> int:

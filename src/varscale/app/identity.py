@@ -22,6 +22,7 @@ INCIDENTAL = {
 }
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
+SOURCE_FILE = "source.json"  # beside the cache's manifest: the id of the data settings it was written from
 
 
 def scientific(cfg: DictConfig) -> dict[str, Any]:
@@ -45,6 +46,11 @@ def stage1_identity(cfg: DictConfig) -> str:
     """The id of the tokenizer that this configuration trains."""
     kept = scientific(cfg)
     return run_id({key: kept[key] for key in ("data", "tokenizer", "stage1", "precision")})
+
+
+def data_identity(cfg: DictConfig) -> str:
+    """The id of the data settings, wherever the files lie."""
+    return run_id(scientific(cfg)["data"])
 
 
 def identify(cfg: DictConfig) -> str:

@@ -134,7 +134,7 @@ def arithmetic(cfg: DictConfig) -> torch.dtype:
 
 def memory(cfg: DictConfig, model: VAR) -> StepMemory:
     """What a step of this run keeps on each device."""
-    per_device = max(1, cfg.train.batch // cfg.trainer.devices)
+    per_device = max(1, cfg.train.batch // (cfg.trainer.devices * cfg.trainer.accumulate))
     device = "cuda" if cfg.plan.device or cfg.trainer.accelerator == "gpu" else "cpu"
     return step_memory(model, per_device, dtype=arithmetic(cfg), device_type=device)
 

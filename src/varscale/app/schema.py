@@ -89,6 +89,7 @@ class Trainer:
 
     accelerator: str = MISSING
     devices: int = MISSING
+    accumulate: int = MISSING
     precision: str = MISSING
     threads: int | None = None
     workers: int = MISSING

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -24,12 +25,15 @@ from varscale.app.build import (
     use_threads,
 )  # fmt: skip
 from varscale.app.config import ConfigError
-from varscale.app.identity import CONFIG_FILE, finished, identify
+from varscale.app.identity import CONFIG_FILE, SOURCE_FILE, data_identity, finished, identify
+from varscale.cache.manifest import CacheError
 from varscale.cache.reader import TokenCache
 from varscale.data.loader import train_loader, val_batches
+from varscale.data.source import ImageSource
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.counting import count_parameters, train_flops_per_image
-from varscale.records import RUN_FILE, Run, atomic_write, read_run
+from varscale.records import RUN_FILE, Run, atomic_write, read_json, read_run
+from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.storage import load_tokenizer
 from varscale.tokenizers.tokens import TokenBatch
 from varscale.training.checkpoints import AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
@@ -40,6 +44,7 @@ from varscale.training.notices import without_advice
 from varscale.training.recorder import Recorder, evaluation_steps
 from varscale.training.token_loader import token_loader, val_token_batches
 
+STD_IMAGES = 64  # for the scale of the inputs
 log = logging.getLogger(__name__)
 
 
@@ -56,13 +61,15 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
     """Train one run in ``folder``, continuing from its last checkpoint if it belongs to the same run."""
     use_threads(cfg)
     device = device_of(cfg)
+    accumulate = micro_batches(cfg)
     tokenizer = load_tokenizer(Path(cfg.paths.tokenizer))
     identity = identify(cfg)
     torch.manual_seed(cfg.seed)
 
     cache = source = None
     if cfg.train.source == "cache":
-        cache = TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer, verify=False)
+        check_data(cfg)
+        cache = TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer)
         num_classes, train_images, dataset_id = cache.num_classes, cache.size("train"), cache.dataset_fingerprint
     elif cfg.train.source == "images":
         source = build_source(cfg)
@@ -75,6 +82,7 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         code=tokenizer.code,
         latent_channels=tokenizer.latent_channels,
         num_classes=num_classes,
+        input_std=input_std(tokenizer, cache, source),
     )
     optim, steps, batch = build_optim(cfg), cfg.train.steps, cfg.train.batch
     task = GeneratorTask(
@@ -137,11 +145,22 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
 
     loader: DataLoader[TokenBatch] | DataLoader[object]
     if cache is not None:
-        loader = token_loader(cache, seed=cfg.seed, batch=batch, first_step=first_step, last_step=steps)
+        loader = token_loader(
+            cache,
+            seed=cfg.seed,
+            batch=batch // accumulate,
+            first_step=first_step * accumulate,
+            last_step=steps * accumulate,
+        )
     else:
         assert source is not None
         loader = train_loader(
-            source, seed=cfg.seed, batch=batch, first_step=first_step, last_step=steps, workers=cfg.trainer.workers
+            source,
+            seed=cfg.seed,
+            batch=batch // accumulate,
+            first_step=first_step * accumulate,
+            last_step=steps * accumulate,
+            workers=cfg.trainer.workers,
         )
 
     def evaluate(task: GeneratorTask) -> HeldOut:
@@ -186,6 +205,7 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
             precision=cfg.trainer.precision,
             max_steps=steps,
             max_epochs=-1,
+            accumulate_grad_batches=accumulate,
             callbacks=[recorder, keep_last(folder, cfg.train.checkpoint_every)],
             plugins=[AtomicCheckpointIO()],
             logger=False,
@@ -195,6 +215,42 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
             default_root_dir=folder,
         )
         trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+
+
+def micro_batches(cfg: DictConfig) -> int:
+    """Parts that a batch is trained in, one after another. Raises ``ConfigError`` when the batch does not divide."""
+    if cfg.trainer.devices != 1:
+        raise ConfigError(
+            f"trainer.devices is {cfg.trainer.devices}; a run uses one device. Runs of a sweep go side by side "
+            "(hydra.launcher.n_jobs), and trainer.accumulate lets a large batch fit one device"
+        )
+    parts = int(cfg.trainer.accumulate)
+    if parts < 1 or cfg.train.batch % parts:
+        raise ConfigError(f"train.batch={cfg.train.batch} cannot be split into trainer.accumulate={parts} equal parts")
+    return parts
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Raise ``CacheError`` when the cache was written from other data than this configuration names."""
+    path = Path(cfg.paths.cache) / SOURCE_FILE
+    if path.exists() and (found := read_json(path)["data_id"]) != data_identity(cfg):
+        raise CacheError(
+            f"the cache in {path.parent} was written from other data settings (data id {found}, wanted "
+            f"{data_identity(cfg)}); launch varscale cache with the same overrides, or choose another study=NAME"
+        )
+
+
+def input_std(tokenizer: VQAutoencoder, cache: TokenCache | None, source: ImageSource | None) -> float:
+    """Standard deviation of the teacher-forcing inputs of the first training images."""
+    if cache is not None:
+        batch = cache.batch("train", np.arange(min(STD_IMAGES, cache.size("train"))))
+        inputs, ids = batch.inputs_BNC, batch.ids_BL
+    else:
+        assert source is not None
+        size = source.size("train")
+        images = source.read("train", np.arange(STD_IMAGES if size is None else min(STD_IMAGES, size)), 0)
+        inputs, ids = None, tokenizer.encode(images.pixels)
+    return float((tokenizer.pyramid.inputs(ids) if inputs is None else inputs).std())
 
 
 def resumable_checkpoint(folder: Path, identity: str, tokenizer_id: str) -> Path | None:

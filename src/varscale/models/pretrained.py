@@ -67,6 +67,7 @@ def load_released_var(state: Mapping[str, Tensor], schedule: ScaleSchedule) -> V
         l2_norm=scale is not None,
     )
     ours = {our_name(name): tensor for name, tensor in state.items() if not BUFFERS.fullmatch(name)}
+    ours["input_std"] = model.input_std
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     # Two tensors only differ by leading axes of length one.
     fitted = {

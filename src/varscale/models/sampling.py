@@ -111,6 +111,6 @@ def sample(
         drawn.append(ids_BN)
         f_hat = pyramid.add(f_hat, pyramid.quantizer.codes(ids_BN.view(B, h, w)), k)
         if k < schedule.num_scales - 1:
-            words = model.word_embed(pyramid.next_input(f_hat, k).flatten(2).transpose(1, 2))
+            words = model.embed_words(pyramid.next_input(f_hat, k).flatten(2).transpose(1, 2))
             x = torch.cat((words, words)) if guided else words
     return torch.cat(drawn, dim=1)

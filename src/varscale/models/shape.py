@@ -32,7 +32,5 @@ def depth_rule(depth: int, drop_path: float | None = None) -> Shape:
 
 
 def ladder_rule(width: int, depth: int = 2, head_dim: int = 16) -> Shape:
-    """The CPU ladder: fixed depth, heads of ``head_dim`` (one head below it), no drop path."""
-    if width > head_dim and width % head_dim:
-        raise ValueError(f"width {width} is not a multiple of the head dimension {head_dim}")
-    return Shape(depth, width, max(1, width // head_dim), 0.0)
+    """The CPU ladder: fixed depth, as many heads as ``width / head_dim`` rounds to (at least one), no drop path."""
+    return Shape(depth, width, max(1, round(width / head_dim)), 0.0)

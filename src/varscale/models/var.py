@@ -37,10 +37,13 @@ class VAR(nn.Module):
         l2_norm: L2-normalised attention.
         adaln_std, adaln_gate_std, head_std: factors on the initial AdaLN scales and shifts, gates, and head weights
             (0.5, 1e-5 and 0.02 in the released code).
+        input_std: standard deviation of the teacher-forcing inputs, which are divided by it. The released code takes
+            them as they are (1.0); unit variance learns faster and makes seeds agree (docs/LOG.md).
         dense_attention: compute and mask all L^2 scores, as the released code does.
     """
 
     level_L: Tensor
+    input_std: Tensor
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class VAR(nn.Module):
         adaln_std: float = 0.5,
         adaln_gate_std: float = 1e-5,
         head_std: float = 0.02,
+        input_std: float = 1.0,
         dense_attention: bool = False,
     ):
         super().__init__()
@@ -93,6 +97,9 @@ class VAR(nn.Module):
 
         level_L = token_levels(schedule)
         self.register_buffer("level_L", level_L, persistent=False)
+        if not input_std > 0:
+            raise ValueError(f"the standard deviation of the inputs is {input_std}; it must be above 0")
+        self.register_buffer("input_std", torch.tensor(float(input_std)))
         self.initialize(adaln_std, adaln_gate_std, head_std)
 
     @classmethod
@@ -108,6 +115,8 @@ class VAR(nn.Module):
         shared_adaln: bool = False,
         l2_norm: bool = True,
         adaln_gate_std: float = 1e-5,
+        standardize_inputs: bool = False,
+        input_std: float = 1.0,
     ) -> Self:
         """The paper's family: width 64 d, heads d."""
         return cls(
@@ -119,6 +128,7 @@ class VAR(nn.Module):
             shared_adaln=shared_adaln,
             l2_norm=l2_norm,
             adaln_gate_std=adaln_gate_std,
+            input_std=input_std if standardize_inputs else 1.0,
         )
 
     @classmethod
@@ -135,6 +145,8 @@ class VAR(nn.Module):
         shared_adaln: bool = False,
         l2_norm: bool = True,
         adaln_gate_std: float = 1e-5,
+        standardize_inputs: bool = False,
+        input_std: float = 1.0,
     ) -> Self:
         """The CPU ladder: fixed depth, growing width."""
         return cls(
@@ -146,6 +158,7 @@ class VAR(nn.Module):
             shared_adaln=shared_adaln,
             l2_norm=l2_norm,
             adaln_gate_std=adaln_gate_std,
+            input_std=input_std if standardize_inputs else 1.0,
         )
 
     @torch.no_grad()
@@ -177,6 +190,11 @@ class VAR(nn.Module):
         """(1, L, D): position and level embedding of every token."""
         return self.position_1LD + self.level_embed(self.level_L)
 
+    def embed_words(self, inputs_BNC: Tensor) -> Tensor:
+        """Teacher-forcing inputs, or those of a sampled scale, (B, N, C) -> (B, N, D)."""
+        out: Tensor = self.word_embed(inputs_BNC / self.input_std)
+        return out
+
     def block_condition(self, cond_BD: Tensor) -> Tensor:
         """What the blocks' AdaLN is given: the condition itself, or (B, 6, D) of the shared linear."""
         if not self.shared_adaln:
@@ -194,7 +212,7 @@ class VAR(nn.Module):
         """Teacher forcing: logits (B, L, V) of every token from the inputs of scales 1..K-1 and the class."""
         cond_BD = self.class_embed(labels_B)
         start = cond_BD.unsqueeze(1) + self.start_1ND
-        words = F.linear(inputs_BNC, self.word_embed.weight, self.word_embed.bias)
+        words = self.embed_words(inputs_BNC)
         x_BLD = torch.cat((start.to(words.dtype), words), dim=1) + self.embed_positions().to(words.dtype)
         condition = self.block_condition(cond_BD)
         for block in self.blocks:

@@ -80,12 +80,14 @@ class GeneratorTask(lightning.LightningModule):
 
     def training_step(self, batch: ImageBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Mean nats a token over all L tokens of the batch."""
-        torch.manual_seed(step_seed(self.seed, self.global_step))
+        parts = self.trainer.accumulate_grad_batches
+        torch.manual_seed(step_seed(self.seed, self.global_step * parts + batch_idx % parts))
         loss = self.model.loss(self.tokens(batch), label_drop=self.label_drop).per_token_avg_B.mean()
         if self.global_step % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss.item()} at step {self.global_step}; lower optim.lr ({self.lr_peak:.3g})"
             )
+        self.last_loss = loss.detach()
         return loss
 
     def train(self, mode: bool = True) -> GeneratorTask:

@@ -120,11 +120,11 @@ class Recorder(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the training loss; at the chosen steps measure and write."""
-        loss = outputs["loss"].detach().double()
+        assert isinstance(pl_module, GeneratorTask)
+        loss = pl_module.last_loss.double()
         self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
         self.loss_count += 1
-        if trainer.global_step in self.steps_to_evaluate:
-            assert isinstance(pl_module, GeneratorTask)
+        if trainer.global_step in self.steps_to_evaluate and self.curve.last_step < trainer.global_step:
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: lightning.Trainer, task: GeneratorTask) -> None:
