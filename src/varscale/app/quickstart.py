@@ -28,6 +28,8 @@ def main(cfg: DictConfig) -> None:
     """Run every verb as a command of its own, printing it, so that a user can type it alone."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
+    if not any(override.startswith("sweeps=") for override in overrides):
+        overrides.append(f"sweeps={hydra.runtime.choices.sweeps}")
     started = time.monotonic()
     for verb in verbs(cfg.analysis.holdout):
         run(verb, overrides)

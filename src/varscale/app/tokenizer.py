@@ -56,11 +56,9 @@ def main(cfg: DictConfig) -> None:
     steps = cfg.stage1.steps
     optim = build("stage1.optim", cfg.stage1.optim)
     task = TokenizerTask(tokenizer, steps=steps, optim=optim, seed=cfg.stage1.seed)
-    if not belongs(folder, identity):
-        discard(folder)
+    claim(folder, identity)
     checkpoint = last_checkpoint(folder)
     first_step = checkpoint_step(checkpoint)
-    write_json(folder / STAGE_FILE, {"stage1_id": identity})
     if first_step:
         log.info("the tokenizer continues from step %d of %d", first_step, steps)
     loader = train_loader(
@@ -102,10 +100,21 @@ def belongs(folder: Path, identity: str) -> bool:
         return False
 
 
-def discard(folder: Path) -> None:
-    """Remove what another configuration left, before this one claims the folder."""
-    for name in (TOKENIZER_FILE, LAST):
-        (folder / name).unlink(missing_ok=True)
+def claim(folder: Path, identity: str) -> None:
+    """Make ``folder`` this configuration's: an unfinished stage 1 of another is dropped, a finished one is kept.
+
+    Raises:
+        ConfigError: if the folder holds the finished tokenizer of another configuration.
+    """
+    if belongs(folder, identity):
+        return
+    if (folder / TOKENIZER_FILE).exists():
+        raise ConfigError(
+            f"{folder} holds a tokenizer trained with other settings; give this one a study of its own (study=NAME) "
+            "or remove that folder"
+        )
+    (folder / LAST).unlink(missing_ok=True)
+    write_json(folder / STAGE_FILE, {"stage1_id": identity})
 
 
 def finished(folder: Path, identity: str) -> bool:

@@ -254,13 +254,21 @@ def input_std(tokenizer: VQAutoencoder, cache: TokenCache | None, source: ImageS
 
 
 def resumable_checkpoint(folder: Path, identity: str, tokenizer_id: str) -> Path | None:
-    """The folder's checkpoint if it belongs to this run; one of another configuration is removed, not continued."""
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is None:
-        return None
+    """The folder's checkpoint if it belongs to this run; that of another, unfinished run is removed, not continued.
+
+    Raises:
+        ConfigError: if the folder holds the finished run of another configuration or tokenizer.
+    """
     before = read_run(folder) if (folder / RUN_FILE).exists() else None
+    checkpoint = last_checkpoint(folder)
     if before is not None and before.run_id == identity and before.tokenizer_id == tokenizer_id:
         return checkpoint
-    log.warning("%s holds a checkpoint of another configuration or tokenizer; the run starts over", folder)
-    checkpoint.unlink()
+    if before is not None and before.status == "finished":
+        raise ConfigError(
+            f"{folder} holds a finished run with other settings (run {before.run_id}, tokenizer {before.tokenizer_id}; "
+            f"this one is {identity}, {tokenizer_id}); use another study=NAME or remove that folder"
+        )
+    if checkpoint is not None:
+        log.warning("%s holds a checkpoint of another configuration or tokenizer; the run starts over", folder)
+        checkpoint.unlink()
     return None
