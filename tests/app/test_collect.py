@@ -61,7 +61,7 @@ RUN = Run(
 def record(folder: Path, run: Run, loss: float = 4.0) -> None:
     write_run(folder, run)
     CurveWriter(folder, run.run_id).append(
-        step=10, images_seen=160.0, tokens_seen=3360.0, flops=1e9, split="val", values=[("nats", None, loss)]
+        step=10, images_seen=160.0, tokens_seen=3360.0, flops=1e9, values={"val": [("nats", None, loss)]}
     )
 
 

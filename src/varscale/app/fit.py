@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 from varscale.app.config import ConfigError
 from varscale.records import read_json
 from varscale_analysis import RunTable, SaturatingPowerLaw, analyse, predict_holdout
+from varscale_analysis.fit import FitError
+from varscale_analysis.holdout import PredictionError
 from varscale_analysis.study import PREDICTION_FILE, StudyAnalysis
 
 log = logging.getLogger(__name__)
@@ -43,9 +45,13 @@ def register_prediction(cfg: DictConfig, folder: Path) -> None:
     if len(usable) and (usable.values(settings.n) >= target).any():
         return
     law = SaturatingPowerLaw(n=settings.n)
-    prediction = predict_holdout(
-        table, law, target, y=settings.y, seeds=seeds, bootstrap=settings.bootstrap, seed=settings.seed
-    )
+    try:
+        prediction = predict_holdout(
+            table, law, target, y=settings.y, seeds=seeds, bootstrap=settings.bootstrap, seed=settings.seed
+        )
+    except (FitError, PredictionError) as error:
+        log.warning("no prediction of %s is registered: %s", settings.holdout, error)
+        return
     # Until the size is trained, a ladder that has changed is predicted anew; the file says what it replaces.
     prediction.write(folder / PREDICTION_FILE, replace_other=True)
 

@@ -39,7 +39,7 @@ _POLL_S = 0.1
 _PLUGIN_MODULE = "hydra_plugins.varscale"
 _TAIL_BYTES = 4096
 _LONGEST_NAME = 200  # most file systems allow 255 bytes
-_UNNAMED = ("sweeps", "design", "study", "paths", "trainer", "logger", "sample", "plan", "analysis", "hydra")
+_UNNAMED = ("sweeps", "debug", "design", "study", "paths", "trainer", "logger", "sample", "plan", "analysis", "hydra")
 
 
 class SweepError(RuntimeError):
