@@ -60,7 +60,7 @@ def test_a_run_records_itself(study: Path) -> None:
 
 def test_the_report_is_self_contained(study: Path) -> None:
     page = (study / "report.html").read_text()
-    assert "src=\"http" not in page and "href=\"http" not in page
+    assert 'src="http' not in page and 'href="http' not in page
     for word in ("Reconstructions, scale by scale", "Samples, width 8", "Coarse to fine", "params_nonembed"):
         assert word in page
 

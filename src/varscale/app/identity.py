@@ -17,7 +17,7 @@ SECTIONS = ("data", "tokenizer", "stage1", "model", "optim", "train", "seed")
 # Where things lie, and how often they are saved, does not change a result.
 INCIDENTAL = {
     "data": ("path", "hub_id", "hub_revision", "cache_dir", "name"),
-    "stage1": ("checkpoint_every",),
+    "stage1": ("checkpoint_every", "validate_every"),
     "train": ("checkpoint_every", "val_batch"),
 }
 CONFIG_FILE = "config.yaml"

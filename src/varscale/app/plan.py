@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from varscale.training.optim import build_adamw
 
 PLAN_FILE = "plan.json"
 ASSUMED_MFU = 0.4  # of a stated device's dense bf16 peak; measure yours and compare
-MEASURED_STEPS = 3
+MEASURED_STEPS = 5
 MOST_MEASURED_FLOP = 2e12  # a step above this is extrapolated, not run: ten seconds or so of a CPU
 MOST_MEASURED_BYTES = 4e9
 
@@ -78,8 +79,11 @@ class RunPlan:
 
 def main(cfg: DictConfig) -> None:
     """Print the table of the sweep and write ``plan.json`` into the study's folder."""
-    use_threads(cfg)
     runs = planned_runs()
+    if len(runs) > 1:  # as the launcher will run them
+        torch.set_num_threads(HydraConfig.get().launcher.threads_per_job)
+    else:
+        use_threads(cfg)
     models = [meta_model(run.cfg) for run in runs]
     costs = [train_flops_per_image(model, run.cfg.train.flops_rule) for run, model in zip(runs, models, strict=True)]
     memories = [memory(run.cfg, model) for run, model in zip(runs, models, strict=True)]
@@ -104,12 +108,18 @@ def main(cfg: DictConfig) -> None:
                 steps=run.cfg.train.steps,
                 batch=run.cfg.train.batch,
                 memory_bytes=kept.total,
-                seconds=seconds * run.cfg.train.steps,
+                seconds=seconds * (run.cfg.train.steps + measuring_steps(run.cfg)),
             )
         )
     print(table(plans, basis, cfg.train.flops_rule))
     path = Path(cfg.paths.study) / PLAN_FILE
     write_json(path, {"design": cfg.design, "basis": basis, "runs": [asdict(plan) for plan in plans]})
+
+
+def measuring_steps(cfg: DictConfig) -> float:
+    """What the held-out measurements cost, in training steps: a forward pass is a third of a step's work."""
+    images = cfg.train.val_images if cfg.train.val_images is not None else cfg.cache.val_images or 0
+    return float(cfg.train.evaluations * images / (3 * cfg.train.batch))
 
 
 def meta_model(cfg: DictConfig) -> VAR:
@@ -169,7 +179,8 @@ def time_a_step(
     beyond = flops > flops[chosen[-1]]
     seconds[beyond] = measured[-1] * flops[beyond] / flops[chosen[-1]]
     basis = (
-        f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps, {torch.get_num_threads()} thread(s)"
+        f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps with {torch.get_num_threads()} thread(s); "
+        "starting a run is not counted"
     )
     return seconds.tolist(), basis
 

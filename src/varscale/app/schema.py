@@ -20,6 +20,7 @@ class Stage1:
     batch: int = MISSING
     seed: int = MISSING
     val_images: int = MISSING
+    validate_every: int | None = None
     checkpoint_every: int = MISSING
     optim: dict[str, Any] = field(default_factory=dict)
 

@@ -69,6 +69,9 @@ def main(cfg: DictConfig) -> None:
         last_step=steps,
         workers=cfg.trainer.workers,
     )
+    batches = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
+    validation = DataLoader(batches, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
+    every = cfg.stage1.validate_every
     with without_advice():
         trainer = lightning.Trainer(
             accelerator=cfg.trainer.accelerator,
@@ -80,15 +83,18 @@ def main(cfg: DictConfig) -> None:
             plugins=[AtomicCheckpointIO()],
             logger=False,
             num_sanity_val_steps=0,
+            val_check_interval=every,
+            check_val_every_n_epoch=None,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+        resume = None if checkpoint is None else str(checkpoint)
+        trainer.fit(task, loader, None if every is None else validation, ckpt_path=resume, weights_only=True)
         if trainer.global_step < steps:
             raise KeyboardInterrupt
-        batches = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
-        trainer.validate(task, DataLoader(batches, batch_size=None, collate_fn=as_it_is), verbose=False)  # type: ignore[arg-type]
+        if every is None or steps % every:
+            trainer.validate(task, validation, verbose=False)
     store(cfg, folder, task, source, identity)
 
 
