@@ -179,7 +179,7 @@ def time_a_step(
     beyond = flops > flops[chosen[-1]]
     seconds[beyond] = measured[-1] * flops[beyond] / flops[chosen[-1]]
     basis = (
-        f"this machine, {len(chosen)} sizes measured for {MEASURED_STEPS} steps with {torch.get_num_threads()} thread(s); "
+        f"this machine, {len(chosen)} sizes, {MEASURED_STEPS} steps each with {torch.get_num_threads()} thread(s); "
         "starting a run is not counted"
     )
     return seconds.tolist(), basis
