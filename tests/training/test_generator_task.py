@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from varscale.models.shape import ladder_rule
 from varscale.models.var import VAR
 from varscale.records import CURVE_FILE, read_curve, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
-from varscale.training.checkpoints import AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
+from varscale.training.checkpoints import AtomicCheckpointIO, KeepLast, checkpoint_step, last_checkpoint
+from varscale.training.feed import CacheFeed, ImageFeed
 from varscale.training.generator_task import DivergedError, GeneratorTask, step_seed
 from varscale.training.mirror import NoMirror
 from varscale.training.notices import without_advice
 from varscale.training.optim import Optimisation
 from varscale.training.recorder import Recorder, evaluation_steps
-from varscale.training.token_loader import token_loader, val_token_batches
 
 STEPS, BATCH = 6, 4
 
@@ -89,7 +90,9 @@ def train(folder: Path, task: GeneratorTask, cache: TokenCache, stop_at: int | N
     def evaluate(task: GeneratorTask) -> HeldOut:
         if stop_at is not None and task.global_step >= stop_at:
             raise RuntimeError("the process dies here")
-        return held_out(task.model, (task.tokens(b) for b in val_token_batches(cache, batch=3)))
+        return held_out(
+            task.model, (task.tokens(b) for b in CacheFeed(cache, task.tokenizer).held_out(batch=3, limit=None))
+        )
 
     checkpoint = last_checkpoint(folder)
     recorder = Recorder(
@@ -98,10 +101,11 @@ def train(folder: Path, task: GeneratorTask, cache: TokenCache, stop_at: int | N
     )  # fmt: skip
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, max_epochs=-1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[recorder, keep_last(folder, 2)], plugins=[AtomicCheckpointIO()],
+        enable_model_summary=False, callbacks=[recorder, KeepLast(folder, 2)], plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )  # fmt: skip
-    loader = token_loader(cache, seed=5, batch=BATCH, first_step=checkpoint_step(checkpoint), last_step=STEPS)
+    first_step = checkpoint_step(checkpoint)
+    loader = CacheFeed(cache, task.tokenizer).training(seed=5, batch=BATCH, first_step=first_step, last_step=STEPS)
     with without_advice():
         trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
     return recorder
@@ -113,7 +117,7 @@ def test_an_interrupted_run_continues_to_the_bit(tmp_path: Path, cache: TokenCac
     with pytest.raises(RuntimeError, match="dies here"):
         train(tmp_path / "broken", make_task(tokenizer), cache, stop_at=4)
     assert read_run(tmp_path / "broken").status == "failed"
-    assert checkpoint_step(last_checkpoint(tmp_path / "broken")) in (2, 4)
+    assert checkpoint_step(last_checkpoint(tmp_path / "broken")) == 2
     resumed = make_task(tokenizer)
     train(tmp_path / "broken", resumed, cache)
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
@@ -123,6 +127,29 @@ def test_an_interrupted_run_continues_to_the_bit(tmp_path: Path, cache: TokenCac
     run = read_run(tmp_path / "broken")
     assert (run.status, run.images_seen, run.tokens_seen, run.flops_train) == ("finished", 24.0, 504.0, 2400.0)
     assert run.unique_images == 24.0 and run.val_images == 8.0
+
+
+def test_ctrl_c_is_heard_between_two_steps(tmp_path: Path, cache: TokenCache, tokenizer: VQAutoencoder) -> None:
+    """In the middle of a step there is no state worth saving; the next start saves and stops."""
+    task, whole = make_task(tokenizer), make_task(tokenizer)
+    train(tmp_path / "whole", whole, cache)
+    step = task.training_step
+
+    def interrupted_in_step_3(batch: Any, batch_idx: int) -> Any:
+        if task.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGINT)
+    task.training_step = interrupted_in_step_3  # type: ignore[method-assign]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(tmp_path / "broken", task, cache)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_run(tmp_path / "broken").status == "stopped"
+    assert checkpoint_step(last_checkpoint(tmp_path / "broken")) == 4
+    resumed = make_task(tokenizer)
+    train(tmp_path / "broken", resumed, cache)
+    assert read_curve(tmp_path / "whole" / CURVE_FILE) == read_curve(tmp_path / "broken" / CURVE_FILE)
 
 
 def test_images_and_cache_give_one_loss(source: DeadLeaves, cache: TokenCache, tokenizer: VQAutoencoder) -> None:
@@ -175,3 +202,14 @@ def test_evaluations_are_even_in_log_steps_and_include_the_last() -> None:
 
 def test_step_seeds_differ() -> None:
     assert len({step_seed(seed, step) % 2**32 for seed in range(20) for step in range(200)}) == 4000
+
+
+def test_both_feeds_measure_the_same_inputs(source: DeadLeaves, cache: TokenCache, tokenizer: VQAutoencoder) -> None:
+    cached, images = CacheFeed(cache, tokenizer), ImageFeed(source, tokenizer)
+    assert cached.dataset_fingerprint == images.dataset_fingerprint and cached.num_classes == images.num_classes
+    assert (cached.train_images, images.train_images) == (32, None)
+    # 32 images are cached, 64 are read: two samples of one spread.
+    assert cached.input_std() == pytest.approx(images.input_std(), rel=0.1)
+    ids = torch.cat([batch.ids_BL for batch in cached.held_out(batch=3, limit=None)])
+    pixels = torch.cat([batch.pixels for batch in images.held_out(batch=5, limit=None)])
+    assert torch.equal(ids, tokenizer.encode(pixels))

@@ -24,7 +24,7 @@ from varscale.data.source import ImageSource
 from varscale.evaluation.reconstruction import reconstruction_picture
 from varscale.records import RecordError, atomic_write, read_json, write_json
 from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
-from varscale.training.checkpoints import LAST, AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
+from varscale.training.checkpoints import LAST, AtomicCheckpointIO, KeepLast, checkpoint_step, last_checkpoint
 from varscale.training.mirror import open_mirror
 from varscale.training.notices import without_advice
 from varscale.training.tokenizer_task import TokenizerTask
@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
             precision=cfg.trainer.precision,
             max_steps=steps,
             max_epochs=-1,
-            callbacks=[keep_last(folder, cfg.stage1.checkpoint_every)],
+            callbacks=[KeepLast(folder, cfg.stage1.checkpoint_every)],
             plugins=[AtomicCheckpointIO()],
             logger=False,
             num_sanity_val_steps=0,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 
 from varscale import __version__
 from varscale.app.build import (
@@ -28,23 +25,19 @@ from varscale.app.config import ConfigError
 from varscale.app.identity import CONFIG_FILE, SOURCE_FILE, data_identity, finished, identify
 from varscale.cache.manifest import CacheError
 from varscale.cache.reader import TokenCache
-from varscale.data.loader import train_loader, val_batches
-from varscale.data.source import ImageSource
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.counting import count_parameters, train_flops_per_image
-from varscale.records import RUN_FILE, Run, atomic_write, read_json, read_run
+from varscale.records import RUN_FILE, SCHEMA_VERSION, Run, atomic_write, read_json, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.storage import load_tokenizer
-from varscale.tokenizers.tokens import TokenBatch
-from varscale.training.checkpoints import AtomicCheckpointIO, checkpoint_step, keep_last, last_checkpoint
+from varscale.training.checkpoints import AtomicCheckpointIO, KeepLast, checkpoint_step, last_checkpoint
 from varscale.training.device import matrix_peak_flops
+from varscale.training.feed import CacheFeed, Feed, ImageFeed
 from varscale.training.generator_task import GeneratorTask
 from varscale.training.mirror import open_mirror
 from varscale.training.notices import without_advice
 from varscale.training.recorder import Recorder, evaluation_steps
-from varscale.training.token_loader import token_loader, val_token_batches
 
-STD_IMAGES = 64  # for the scale of the inputs
 log = logging.getLogger(__name__)
 
 
@@ -66,36 +59,128 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
     identity = identify(cfg)
     torch.manual_seed(cfg.seed)
 
-    cache = source = None
-    if cfg.train.source == "cache":
-        check_data(cfg)
-        cache = TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer)
-        num_classes, train_images, dataset_id = cache.num_classes, cache.size("train"), cache.dataset_fingerprint
-    elif cfg.train.source == "images":
-        source = build_source(cfg)
-        num_classes, train_images, dataset_id = source.num_classes, source.size("train"), source.fingerprint
-    else:
-        raise ConfigError(f"train.source is {cfg.train.source!r}; it must be cache or images")
+    feed = open_feed(cfg, tokenizer)
     model = build_model(
         cfg,
         schedule=tokenizer.schedule,
         code=tokenizer.code,
         latent_channels=tokenizer.latent_channels,
-        num_classes=num_classes,
-        input_std=input_std(tokenizer, cache, source),
+        num_classes=feed.num_classes,
+        input_std=feed.input_std(),
     )
-    optim, steps, batch = build_optim(cfg), cfg.train.steps, cfg.train.batch
+    steps = cfg.train.steps
     task = GeneratorTask(
-        model, tokenizer, optim=optim, steps=steps, batch=batch, seed=cfg.seed, label_drop=cfg.train.label_drop
+        model,
+        tokenizer,
+        optim=build_optim(cfg),
+        steps=steps,
+        batch=cfg.train.batch,
+        seed=cfg.seed,
+        label_drop=cfg.train.label_drop,
     )
 
     checkpoint = resumable_checkpoint(folder, identity, tokenizer.fingerprint)
     first_step = checkpoint_step(checkpoint)
+    run = describe(cfg, task, feed, identity, device)
+    with atomic_write(folder / CONFIG_FILE) as file:
+        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
+
+    loader = feed.training(
+        seed=cfg.seed,
+        batch=cfg.train.batch // accumulate,
+        first_step=first_step * accumulate,
+        last_step=steps * accumulate,
+    )
+
+    def evaluate(task: GeneratorTask) -> HeldOut:
+        batches = feed.held_out(batch=cfg.train.val_batch, limit=cfg.train.val_images)
+        return held_out(task.model, (task.tokens(batch.to(task.device)) for batch in batches))
+
+    rows = cfg.train.batch // accumulate * run.num_tokens
+    dtype = torch.bfloat16 if "bf16" in cfg.trainer.precision else torch.float32
+    recorder = Recorder(
+        folder,
+        run,
+        flops_per_image=train_flops_per_image(model, cfg.train.flops_rule),
+        train_images=feed.train_images,
+        evaluate=evaluate,
+        steps_to_evaluate=evaluation_steps(steps, cfg.train.evaluations),
+        matrix_peak_flops=matrix_peak_flops(device, dtype, rows=rows, width=model.width),
+        mirror=open_mirror(
+            cfg.logger.mode,
+            folder=folder,
+            project=cfg.logger.project,
+            run_id=identity,
+            name=folder.name,
+            group=cfg.study,
+            job_type="train",
+            tags=[*cfg.logger.tags, cfg.design],
+            config={**run.to_dict(), "config": OmegaConf.to_container(cfg, resolve=True)},
+        ),
+    )
+    if first_step:
+        log.info("%s continues from step %d of %d", folder.name, first_step, steps)
+    if cfg.trainer.compile:
+        task.model.compile()
+    with without_advice():
+        trainer = lightning.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            precision=cfg.trainer.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            callbacks=[recorder, KeepLast(folder, cfg.train.checkpoint_every)],
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+
+
+def micro_batches(cfg: DictConfig) -> int:
+    """Parts that a batch is trained in, one after another. Raises ``ConfigError`` when the batch does not divide."""
+    if cfg.trainer.devices != 1:
+        raise ConfigError(
+            f"trainer.devices is {cfg.trainer.devices}; a run uses one device. Runs of a sweep go side by side "
+            "(hydra.launcher.n_jobs), and trainer.accumulate lets a large batch fit one device"
+        )
+    parts = int(cfg.trainer.accumulate)
+    if parts < 1 or cfg.train.batch % parts:
+        raise ConfigError(f"train.batch={cfg.train.batch} cannot be split into trainer.accumulate={parts} equal parts")
+    return parts
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Raise ``CacheError`` when the cache was written from other data than this configuration names."""
+    path = Path(cfg.paths.cache) / SOURCE_FILE
+    if path.exists() and (found := read_json(path)["data_id"]) != data_identity(cfg):
+        raise CacheError(
+            f"the cache in {path.parent} was written from other data settings (data id {found}, wanted "
+            f"{data_identity(cfg)}); launch varscale cache with the same overrides, or choose another study=NAME"
+        )
+
+
+def open_feed(cfg: DictConfig, tokenizer: VQAutoencoder) -> Feed:
+    """The run's tokens, from the study's cache or from images."""
+    if cfg.train.source == "cache":
+        check_data(cfg)
+        return CacheFeed(TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer), tokenizer)
+    if cfg.train.source == "images":
+        return ImageFeed(build_source(cfg), tokenizer, cfg.trainer.workers)
+    raise ConfigError(f"train.source is {cfg.train.source!r}; it must be cache or images")
+
+
+def describe(cfg: DictConfig, task: GeneratorTask, feed: Feed, identity: str, device: torch.device) -> Run:
+    """The run's record as it starts."""
+    model, tokenizer, optim = task.model, task.tokenizer, task.optim
+    steps, batch = cfg.train.steps, cfg.train.batch
     sha, dirty = git_state()
     counts = count_parameters(model)
-    flops_per_image = train_flops_per_image(model, cfg.train.flops_rule)
-    run = Run(
-        schema_version=1,
+    return Run(
+        schema_version=SCHEMA_VERSION,
         run_id=identity,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         study=cfg.study,
@@ -107,9 +192,9 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         config_path=CONFIG_FILE,
         family="var",
         tokenizer_id=tokenizer.fingerprint,
-        dataset_id=dataset_id,
+        dataset_id=feed.dataset_fingerprint,
         seed=cfg.seed,
-        budget_flops=steps * batch * flops_per_image,
+        budget_flops=steps * batch * train_flops_per_image(model, cfg.train.flops_rule),
         flops_train=0.0,
         flops_rule=cfg.train.flops_rule,
         resolution_px=tokenizer.resolution,
@@ -140,117 +225,6 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         num_devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
     )
-    with atomic_write(folder / CONFIG_FILE) as file:
-        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-
-    loader: DataLoader[TokenBatch] | DataLoader[object]
-    if cache is not None:
-        loader = token_loader(
-            cache,
-            seed=cfg.seed,
-            batch=batch // accumulate,
-            first_step=first_step * accumulate,
-            last_step=steps * accumulate,
-        )
-    else:
-        assert source is not None
-        loader = train_loader(
-            source,
-            seed=cfg.seed,
-            batch=batch // accumulate,
-            first_step=first_step * accumulate,
-            last_step=steps * accumulate,
-            workers=cfg.trainer.workers,
-        )
-
-    def evaluate(task: GeneratorTask) -> HeldOut:
-        batches: Iterable[object]
-        limit, size = cfg.train.val_images, cfg.train.val_batch
-        if cache is not None:
-            batches = val_token_batches(cache, batch=size, limit=limit)
-        else:
-            assert source is not None
-            batches = val_batches(source, batch=size, limit=limit)
-        return held_out(task.model, (task.tokens(b.to(task.device)) for b in batches))  # type: ignore[attr-defined]
-
-    dtype = torch.bfloat16 if "bf16" in cfg.trainer.precision else torch.float32
-    recorder = Recorder(
-        folder,
-        run,
-        flops_per_image=flops_per_image,
-        train_images=train_images,
-        evaluate=evaluate,
-        steps_to_evaluate=evaluation_steps(steps, cfg.train.evaluations),
-        matrix_peak_flops=matrix_peak_flops(device, dtype, rows=batch * run.num_tokens, width=model.width),
-        mirror=open_mirror(
-            cfg.logger.mode,
-            folder=folder,
-            project=cfg.logger.project,
-            run_id=identity,
-            name=folder.name,
-            group=cfg.study,
-            job_type="train",
-            tags=[*cfg.logger.tags, cfg.design],
-            config={**run.to_dict(), "config": OmegaConf.to_container(cfg, resolve=True)},
-        ),
-    )
-    if first_step:
-        log.info("%s continues from step %d of %d", folder.name, first_step, steps)
-    if cfg.trainer.compile:
-        task.model.compile()
-    with without_advice():
-        trainer = lightning.Trainer(
-            accelerator=cfg.trainer.accelerator,
-            devices=cfg.trainer.devices,
-            precision=cfg.trainer.precision,
-            max_steps=steps,
-            max_epochs=-1,
-            accumulate_grad_batches=accumulate,
-            callbacks=[recorder, keep_last(folder, cfg.train.checkpoint_every)],
-            plugins=[AtomicCheckpointIO()],
-            logger=False,
-            enable_model_summary=False,
-            enable_progress_bar=True,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(task, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
-
-
-def micro_batches(cfg: DictConfig) -> int:
-    """Parts that a batch is trained in, one after another. Raises ``ConfigError`` when the batch does not divide."""
-    if cfg.trainer.devices != 1:
-        raise ConfigError(
-            f"trainer.devices is {cfg.trainer.devices}; a run uses one device. Runs of a sweep go side by side "
-            "(hydra.launcher.n_jobs), and trainer.accumulate lets a large batch fit one device"
-        )
-    parts = int(cfg.trainer.accumulate)
-    if parts < 1 or cfg.train.batch % parts:
-        raise ConfigError(f"train.batch={cfg.train.batch} cannot be split into trainer.accumulate={parts} equal parts")
-    return parts
-
-
-def check_data(cfg: DictConfig) -> None:
-    """Raise ``CacheError`` when the cache was written from other data than this configuration names."""
-    path = Path(cfg.paths.cache) / SOURCE_FILE
-    if path.exists() and (found := read_json(path)["data_id"]) != data_identity(cfg):
-        raise CacheError(
-            f"the cache in {path.parent} was written from other data settings (data id {found}, wanted "
-            f"{data_identity(cfg)}); launch varscale cache with the same overrides, or choose another study=NAME"
-        )
-
-
-def input_std(tokenizer: VQAutoencoder, cache: TokenCache | None, source: ImageSource | None) -> float:
-    """Standard deviation of the teacher-forcing inputs of the first training images."""
-    if cache is not None:
-        batch = cache.batch("train", np.arange(min(STD_IMAGES, cache.size("train"))))
-        inputs, ids = batch.inputs_BNC, batch.ids_BL
-    else:
-        assert source is not None
-        size = source.size("train")
-        images = source.read("train", np.arange(STD_IMAGES if size is None else min(STD_IMAGES, size)), 0)
-        inputs, ids = None, tokenizer.encode(images.pixels)
-    return float((tokenizer.pyramid.inputs(ids) if inputs is None else inputs).std())
 
 
 def resumable_checkpoint(folder: Path, identity: str, tokenizer_id: str) -> Path | None:
