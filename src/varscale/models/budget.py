@@ -1,4 +1,4 @@
-"""Memory of a training step, before anything is spent: counted on the meta device, not guessed from a rule of thumb.
+"""Memory of a training step, before anything is spent: counted on tensors without storage, not by a rule of thumb.
 
 Shapes: B batch, L tokens, V codebook size.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from varscale.models.var import VAR
 from varscale.nn.attention import written_out
@@ -34,28 +35,31 @@ def step_memory(model: VAR, batch: int, *, dtype: torch.dtype, device_type: str)
     """Count what autograd saves in a forward pass of ``batch`` images.
 
     Args:
-        model: on the meta device; converted to ``dtype`` in place.
+        model: on the meta device; moved to storage-free CPU tensors in place, whose fused attention saves what a GPU's
+            does.
         dtype: arithmetic of training; below float32 the weights' copies of autocast are counted too.
         device_type: ``cpu`` or ``cuda``, which decides how attention is computed.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    model = model.to(dtype)
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # the reference keeps the address taken
         return tensor
 
-    L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
-    with torch.device("meta"):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
         ids = torch.empty(batch, L, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
-        inputs = torch.empty(batch, L - n_0, model.latent_channels, dtype=dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss(TokenBatch(ids, labels, inputs))
-    activations = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
-    if written_out(device_type, dtype):  # the meta device takes the fused kernel, which keeps no probabilities
+        inputs = torch.empty(batch, L - n_0, model.latent_channels)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.loss(TokenBatch(ids, labels, inputs))
+        saved = [(t.untyped_storage().nbytes(), t.is_floating_point()) for a, t in kept.items() if a not in own]
+    # Counted in float32; what is floating point is kept in the arithmetic of training.
+    activations = sum(size * dtype.itemsize // 4 if floating else size for size, floating in saved)
+    if written_out(device_type, dtype):  # keeps the probabilities that fused attention computes again
         activations += batch * model.heads * model.depth * model.schedule.attended_pairs * dtype.itemsize
     copies = 0 if dtype == torch.float32 else parameters * dtype.itemsize
     return StepMemory(parameters * BYTES_PER_PARAMETER + copies, activations)
