@@ -113,3 +113,8 @@ def test_every_column_has_a_unit_and_a_meaning() -> None:
     for field in dataclasses.fields(Run):
         assert field.metadata["unit"] and len(field.metadata["doc"]) > 5
         assert f"`{field.name}`" in table
+
+
+def test_the_glossary_holds_the_columns_as_they_are(repository: Path) -> None:
+    glossary = (repository / "docs/GLOSSARY.md").read_text()
+    assert glossary.rpartition("<!-- columns -->\n")[2] == columns_table()
