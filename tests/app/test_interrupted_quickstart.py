@@ -34,10 +34,16 @@ UNLIKE = ("created_utc", "wall_s", "mfu", "peak_mem_bytes")
 KILLS = ((signal.SIGINT, 12.0), (signal.SIGKILL, 20.0), (signal.SIGINT, 30.0), (signal.SIGKILL, 35.0))
 
 
+def hear_ctrl_c() -> None:
+    """A test run in the background of a script ignores SIGINT and would hand that down."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(outputs: Path) -> subprocess.Popen[bytes]:
-    log = (outputs.parent / f"{outputs.name}.log").open("ab")
     command = [sys.executable, "-m", "varscale", "quickstart", *SMALL, f"paths.outputs={outputs}"]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (outputs.parent / f"{outputs.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=hear_ctrl_c)
 
 
 def result(outputs: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
