@@ -19,6 +19,7 @@ from varscale.data.source import ImageBatch
 from varscale.models.var import VAR
 from varscale.tokenizers.protocol import Tokenizer
 from varscale.tokenizers.tokens import TokenBatch
+from varscale.training.device import seed_device
 from varscale.training.optim import Optimisation, build_adamw, clip_gradients
 
 TOKENIZER_PREFIX = "tokenizer."
@@ -81,7 +82,7 @@ class GeneratorTask(lightning.LightningModule):
     def training_step(self, batch: ImageBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Mean nats a token over all L tokens of the batch."""
         parts = self.trainer.accumulate_grad_batches
-        torch.manual_seed(step_seed(self.seed, self.global_step * parts + batch_idx % parts))
+        seed_device(self.device, step_seed(self.seed, self.global_step * parts + batch_idx % parts))
         loss = self.model.loss(self.tokens(batch), label_drop=self.label_drop).per_token_avg_B.mean()
         if self.global_step % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise DivergedError(
