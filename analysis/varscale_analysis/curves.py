@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from varscale_analysis.fit import Floats
+from varscale_analysis.objective import Floats
 
 CURVE_COLUMNS = ("run_id", "step", "images_seen", "tokens_seen", "flops", "split", "metric", "scale", "value")
 _TEXT = ("run_id", "split", "metric")

@@ -1,99 +1,74 @@
-"""Compute frontier: the lower envelope of the validation curves, its laws, and the size that is best for each compute.
+"""Frontier: the best size, tokens and loss at each compute, by one of three routes, as one result.
 
-Source: VAR, arXiv:2404.02905, sec. 4.2 (Pareto frontier over all training curves); Hoffmann et al., arXiv:2203.15556,
-approach 1. Differs: intervals go through the frontier. Sizes, and runs within a size, are drawn with replacement, the
-envelope is extracted again and every law refitted. The first 10 % of each curve is dropped (warm-up, not a frontier).
+Routes: the lower envelope of training curves, the minima of IsoFLOP profiles, the closed form of a parametric law
+(Hoffmann et al., arXiv:2203.15556, approaches 1 to 3). Intervals go through the route: runs or losses are drawn again,
+the envelope or the minima extracted again, and every line refitted.
 
-Shapes: R runs, S sizes, G points of a grid of compute, B draws.
+Shapes: P optima, B draws.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from varscale_analysis.bootstrap import interval
+from varscale_analysis.curve_set import CurveSet
+from varscale_analysis.envelope import Envelope, extract, extract_draws
 from varscale_analysis.fit import FitError, Floats
-from varscale_analysis.laws.power import PowerLaw
+from varscale_analysis.isoflop import BUDGET_TOLERANCE, IsoflopProfile, Minimum, locate, read_profiles
 from varscale_analysis.laws.result import LawFit, Parameter
-from varscale_analysis.laws.saturating import SaturatingPowerLaw
-from varscale_analysis.table import LEVEL, RunTable
+from varscale_analysis.optima import Allocation, Optimum, fit_losses, fit_optima, logs
+from varscale_analysis.parametric import ComputeCost, LossLaw, check_units
+from varscale_analysis.points import Data, Points
+from varscale_analysis.table import LEVEL, RunTable, unit_of
+from varscale_analysis.trend import MIN_DRAWS, Trend
 
-GRID = 96
-MIN_DRAWS = 100  # with crossings, for an interval of the exponent
-DROPPED = 0.1  # of each curve, by compute
-CURVE_METRICS = {
-    "val_nats_per_token_avg": "nats_per_token_avg",
-    "val_nats_per_token_last": "nats_per_token_last",
-    "val_error_avg": "error_avg",
-    "val_error_last": "error_last",
-}
-
-
-Flag = Literal["crossing", "end", "start"]
-
-
-@dataclass(frozen=True)
-class Vertex:
-    """Where the frontier passes from one size to a larger one.
-
-    Attributes:
-        flops: compute of the vertex, FLOP.
-        size_before, size_after: N on either side; N_opt at the vertex is their geometric mean.
-        loss: loss there.
-        flag: "crossing" of two curves; "end": the smaller size's curves stop here, longer ones might stay below;
-            "start": the larger size's curves begin here (their first 10 % are dropped), an earlier crossing is unseen.
-    """
-
-    flops: float
-    size_before: float
-    size_after: float
-    loss: float
-    flag: Flag
-
-    @property
-    def n_opt(self) -> float:
-        """Geometric mean of the two sizes."""
-        return float(np.sqrt(self.size_before * self.size_after))
+Route = Literal["envelope", "isoflop", "law"]
+LAW_POINTS = 96  # of the envelope, for L(C): neighbours on a finer grid repeat one another
 
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """The compute frontier of a study.
+    """The compute frontier of a set of runs, by one route.
 
     Attributes:
-        flops, loss, size: points of the frontier and the size that holds it; only points that improve on all
-            smaller compute.
-        vertices: where the size changes; both ends of ``flops`` are cut by the runs themselves, not by a crossing.
-        power, saturating: L(C); ``saturating`` is None where it cannot be fitted, ``absent`` says why.
-        n_exponent: a of N_opt ~ C^a over the vertices that are crossings; None with fewer than two, because the others
-            are set by where the curves were cut, not by the losses.
-        d_exponent: 1 - a, of tokens D_opt ~ C^(1-a), for compute proportional to N D.
+        route: "envelope", "isoflop" or "law".
+        n, d, y, flops_rule: columns (or names) of N, D and the loss, and the rule of the FLOPs.
+        n_opt, d_opt, l_opt: N_opt(C), D_opt(C), L_opt(C); None where the data carry none, ``absent`` says why.
+        optima: the optima behind the lines: crossings of curves, minima of profiles; none for a law.
+        flops_range: compute of the first and last optimum (of the runs behind a law, if given).
+        basis: what it rests on, in words.
+        power, saturating: fits of L(C) to the frontier's points; None for a law, or where ``absent`` says why.
+        envelope, profiles, law: what the route extracted. Refused profiles stay, with their reason.
         draws: resamples behind the intervals.
     """
 
+    route: Route
     n: str
+    d: str | None
     y: str
     flops_rule: str
-    seed_averaged: bool
-    flops: Floats
-    loss: Floats
-    size: Floats
-    vertices: tuple[Vertex, ...]
-    power: LawFit
-    saturating: LawFit | None
-    n_exponent: Parameter | None
-    n_at_centre: tuple[float, float] | None
-    absent: str | None
-    draws: int
+    n_opt: Trend | None
+    d_opt: Trend | None
+    l_opt: Trend | None
+    optima: tuple[Optimum, ...]
+    flops_range: tuple[float, float] | None
+    basis: str
+    power: LawFit | None = None
+    saturating: LawFit | None = None
+    envelope: Envelope | None = None
+    profiles: tuple[IsoflopProfile, ...] = ()
+    law: LossLaw | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+    draws: int = 0
 
     @classmethod
     def from_envelope(
         cls,
-        table: RunTable,
+        data: RunTable | CurveSet,
         *,
         n: str = "params_nonembed",
         y: str = "val_nats_per_token_avg",
@@ -101,228 +76,299 @@ class Frontier:
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> Frontier:
-        """Extract the lower envelope of the validation curves and fit its laws.
+        """Extract the lower envelope of the training curves, and fit N_opt, D_opt and L_opt.
 
         Args:
-            table: runs with curves; rows that are not comparable are refused.
-            n, y: convention of N and the loss.
+            data: runs with curves, or a ``CurveSet``; rows that are not comparable are refused.
+            n, y: convention of N and the loss (for a ``CurveSet``, their names).
             seed_average: average the seeds of a size first (the minimum over seeds favours sizes with more seeds).
+            bootstrap: resamples of sizes, and of runs within a size, each extracted and fitted again.
 
-        Raises ``FitError`` without curves, with fewer than 2 sizes, or fewer than 3 frontier points.
+        Raises ``FitError`` without curves, with fewer than 2 sizes, or fewer than 3 frontier points. Curves that cross
+        fewer than twice give no N_opt(C): ``absent`` says why.
         """
-        table = table.comparable(fixed_tokens=False)
-        log_c_G, run_RG, size_S, size_R = _interpolated(table, n, y)
-        if seed_average:
-            pick = np.zeros((len(size_S), len(size_R)))
-            pick[size_R, np.arange(len(size_R))] = 1.0
-            loss_SG = _averages(pick[None], run_RG)[0]
-        else:
-            loss_SG = np.stack([_least(run_RG[size_R == s]) for s in range(len(size_S))])
-        held_G, best_G, loss_G = (values[0] for values in _envelope(loss_SG[None]))
-        if held_G.sum() < 3:
-            raise FitError(f"the envelope has {int(held_G.sum())} points that improve with compute; it needs 3")
-        drawn_BSG = loss_SG[None][:0]
-        if bootstrap:
-            picks_BSR = _resample(size_R, len(size_S), bootstrap, np.random.default_rng([seed, 2]))
-            if seed_average:
-                drawn_BSG = _averages(picks_BSR, run_RG)
-            else:
-                drawn_BSG = np.stack(
-                    [np.stack([_least(run_RG[row > 0]) for row in picks_SR]) for picks_SR in picks_BSR]
-                )
-        mask_BG, best_BG, draws_BG = _envelope(drawn_BSG)
-        at = f"on the envelope of {len(size_R)} runs, {'seeds averaged' if seed_average else 'single runs'}"
-        c_n, y_n = np.exp(log_c_G[held_G]), loss_G[held_G]
-        drawn_y = np.where(mask_BG, draws_BG, 1.0)
-        # Draws whose frontier reaches compute beyond the points kept in the measured one keep their own points.
-        drawn_y, drawn_w = drawn_y[:, held_G], mask_BG[:, held_G].astype(np.float64)
-        power = PowerLaw(n="flops_train").fit_weighted(c_n, y_n, drawn_y, drawn_w, y, at)
-        saturating, absent = None, None
-        try:
-            saturating = SaturatingPowerLaw(n="flops_train").fit_weighted(c_n, y_n, drawn_y, drawn_w, y, at)
-        except FitError as error:
-            absent = str(error)
-        vertices = _vertices(log_c_G, loss_SG, held_G, best_G, loss_G, size_S)
-        n_exponent, n_at_centre = None, None
-        line = _crossing_slope(vertices)
-        if line is not None:
-            drawn = (
-                _crossing_slope(_vertices(log_c_G, loss, held, best, least, size_S))
-                for loss, held, best, least in zip(drawn_BSG, mask_BG, best_BG, draws_BG, strict=True)
-            )
-            slopes = np.array([draw[0] for draw in drawn if draw is not None])
-            low, high = interval(slopes, LEVEL) if len(slopes) >= MIN_DRAWS else (None, None)
-            n_exponent = Parameter("a", line[0], "1", low, high)
-            n_at_centre = (float(np.exp(line[1])), float(np.exp(line[2])))
-        else:
-            found = sum(vertex.flag == "crossing" for vertex in vertices)
-            why = f"N_opt(C) needs 2 crossings of curves, there are {found} among {len(vertices)} changes of size (the "
-            why += "others are where curves begin or end); validate earlier, or train the sizes on different tokens"
-            absent = f"{absent}; {why}" if absent else why
+        rule, tokens = "as given", "tokens"
+        if isinstance(data, RunTable):
+            data = data.comparable(fixed_tokens=False)
+            rule, tokens = str(data.rows["flops_rule"].iloc[0]), "tokens_seen"
+            data = CurveSet.from_table(data, n, y)
+        envelope = extract(data, seed_average=seed_average)
+        points_P, between = envelope.thinned(LAW_POINTS)
+        drawn = extract_draws(data, envelope, points_P, bootstrap, np.random.default_rng([seed, 2]))
+        crossings = envelope.crossings
+        n_opt, d_opt, absent = envelope.lines(drawn)
+        averaged = "seeds averaged" if seed_average else "lowest seeds"
+        at = f"on the envelope of {len(data.size_R)} runs, {averaged}"
+        at += ", from its first crossing to its last" if between else ""
+        c_P, loss_P = envelope.flops_G[points_P], envelope.least_G[points_P]
+        power, saturating, l_opt, why = fit_losses(c_P, loss_P, drawn.loss_BP, y, at)
+        changes = f"{len(crossings)} crossings among {len(envelope.vertices)} changes of size"
         return cls(
+            route="envelope",
             n=n,
+            d=None if data.tokens_per_flop_R is None else tokens,
             y=y,
-            flops_rule=str(table.rows["flops_rule"].iloc[0]),
-            seed_averaged=seed_average,
-            flops=c_n,
-            loss=y_n,
-            size=size_S[best_G[held_G]],
-            vertices=vertices,
+            flops_rule=rule,
+            n_opt=n_opt,
+            d_opt=d_opt,
+            l_opt=l_opt,
+            optima=tuple(Optimum(v.flops, v.n_opt, v.tokens, v.loss) for v in crossings),
+            flops_range=(crossings[0].flops, crossings[-1].flops) if crossings else None,
+            basis=f"{changes}, {len(data.size_R)} curves of {len(envelope.n_S)} sizes, {averaged}",
             power=power,
             saturating=saturating,
-            n_exponent=n_exponent,
-            n_at_centre=n_at_centre,
+            envelope=envelope,
+            absent=absent | ({"L_opt": why} if why else {}),
+            draws=bootstrap,
+        )
+
+    @classmethod
+    def from_isoflop(
+        cls,
+        data: Data,
+        *,
+        flops: str = "flops_train",
+        n: str = "params_nonembed",
+        d: str | None = "tokens_seen",
+        y: str = "val_nats_per_token_avg",
+        minimum: Minimum = "akima",
+        tolerance: float = BUDGET_TOLERANCE,
+        noise: float | None = None,
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> Frontier:
+        """Group the runs by budget, find the best size of each, and fit N_opt, D_opt and L_opt to the optima.
+
+        Args:
+            data: a table, or columns by name; one row a run, each trained to its budget.
+            flops, n, d, y: names of the columns of compute (FLOP), N, tokens (None: no D_opt) and loss.
+            minimum: how a profile is interpolated in log N: "parabola" or "cubic" (least squares on the loss) or
+                "akima" (through every log loss).
+            tolerance: runs whose compute differs by at most this factor - 1 share a budget.
+            noise: standard deviation of the loss of one run; by default from the seeds of a size, else from the
+                deviation of each point from the cubic through its neighbours.
+            bootstrap: redraws of every loss with that noise; each gives new optima and new lines.
+
+        Raises ``FitError`` for values that are not positive numbers, two units in a column, one size, budgets that
+        cannot be grouped, and when every profile is refused: each with its reason.
+        """
+        rule = "as given"
+        if isinstance(data, RunTable):
+            data = data.comparable(fixed_tokens=False)
+            rule = str(data.rows["flops_rule"].iloc[0])
+        points = Points.read(data, {"c": flops, "n": n} | ({} if d is None else {"d": d}), y)
+        c_n, n_n, d_n, y_n = points.x["c"], points.x["n"], points.x.get("d"), points.y
+        if d_n is not None:
+            check_units(c_n, n_n, d_n)
+        read = read_profiles(c_n, n_n, d_n, y_n, minimum=minimum, tolerance=tolerance, noise=noise)
+        rng = np.random.default_rng([seed, 3])
+        located = [locate(profile, bootstrap, rng) for profile in read]
+        profiles = tuple(profile for profile, _ in located)
+        optima = tuple(profile.optimum for profile in profiles if profile.optimum is not None)
+        if not optima:
+            reasons = "; ".join(f"{profile.flops:.3g} FLOP: {profile.refusal}" for profile in profiles[:6])
+            raise FitError(f"none of the {len(profiles)} IsoFLOP profiles has a minimum: {reasons}")
+        drawn_BP3 = np.stack([drawn for profile, drawn in located if profile.optimum is not None], axis=1)
+        basis = f"{len(optima)} of {len(profiles)} profiles, minima by {minimum}, "
+        if profiles[0].noise is None:
+            basis += "noise not known"
+        else:
+            how = "estimated" if noise is None else "stated"
+            basis += f"noise of a run {profiles[0].noise:.2g} ({how})"
+        return cls._from_optima(
+            optima,
+            drawn_BP3,
+            n=n,
+            d=d,
+            y=y,
+            flops_rule=rule,
+            basis=basis,
+            profiles=profiles,
+            draws=bootstrap,
+            seed=seed,
+        )
+
+    @classmethod
+    def from_optima(
+        cls,
+        optima: Sequence[Optimum],
+        *,
+        n: str = "params_nonembed",
+        d: str | None = "tokens_seen",
+        y: str = "val_nats_per_token_avg",
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> Frontier:
+        """Fit the lines to optima found elsewhere, such as published pairs with their standard deviations.
+
+        Where the optima have no standard deviations, the draws come from their scatter about the line.
+        """
+        if not optima:
+            raise FitError("there are no optima; give at least two, at different computes")
+        optima = tuple(optima)
+        sd_P3 = np.array([[o.log_n_sd, o.log_d_sd, o.log_loss_sd] for o in optima], dtype=np.float64)
+        drawn_BP3 = np.empty((0, len(optima), 3))
+        if np.isfinite(sd_P3[:, 0]).all():
+            rng = np.random.default_rng([seed, 3])
+            drawn_BP3 = logs(optima) + np.nan_to_num(sd_P3) * rng.standard_normal((bootstrap, len(optima), 3))
+        basis = f"{len(optima)} optima as given"
+        return cls._from_optima(
+            optima,
+            drawn_BP3,
+            n=n,
+            d=d,
+            y=y,
+            flops_rule="as given",
+            basis=basis,
+            profiles=(),
+            draws=bootstrap,
+            seed=seed,
+        )
+
+    @classmethod
+    def _from_optima(
+        cls, optima: tuple[Optimum, ...], drawn_BP3: Floats, *, y: str, basis: str, draws: int, seed: int, **names: Any
+    ) -> Frontier:
+        lines = fit_optima(optima, drawn_BP3, bootstrap=draws, rng=np.random.default_rng([seed, 4]))
+        absent = dict(lines.absent)
+        c_P, loss_P = np.array([optimum.flops for optimum in optima]), np.exp(logs(optima)[:, 2])
+        power, saturating, l_opt = None, None, None
+        if np.isfinite(loss_P).all():
+            drawn_BP = np.exp(drawn_BP3[:, :, 2])
+            power, saturating, l_opt, why = fit_losses(c_P, loss_P, drawn_BP, y, f"at {len(optima)} optima")
+            absent |= {"L_opt": why} if why else {}
+        else:
+            absent["L_opt"] = "the optima carry no loss"
+        if lines.scatter:
+            basis += f"; log N* scatters by {lines.scatter:.2g} beyond its noise"
+        return cls(
+            route="isoflop",
+            y=y,
+            n_opt=lines.n_opt,
+            d_opt=lines.d_opt,
+            l_opt=l_opt,
+            optima=optima,
+            flops_range=(float(c_P.min()), float(c_P.max())),
+            basis=basis,
+            power=power,
+            saturating=saturating,
             absent=absent,
-            draws=len(draws_BG),
+            draws=draws,
+            **names,
+        )
+
+    @classmethod
+    def from_law(
+        cls, fit: LawFit, *, cost: ComputeCost | None = None, flops_range: tuple[float, float] | None = None
+    ) -> Frontier:
+        """The allocation of a fitted ``ChinchillaLaw``, in closed form, with the law's draws.
+
+        Args:
+            cost: how N and D make C; by default C = 6 N D. ``ComputeCost.from_columns`` reads it from runs.
+            flops_range: compute of the first and last run behind the law; by default that of its points by ``cost``.
+
+        Raises ``FitError`` for another law, or one without a compute-optimal size.
+        """
+        cost = ComputeCost() if cost is None else cost
+        law = LossLaw.of(fit, cost)
+        n, d, y = fit.form.roles["n"], fit.form.roles["d"], fit.y
+        if flops_range is None:
+            c_n = cost.flops(fit.points.x["n"], fit.points.x["d"])
+            flops_range = float(c_n.min()), float(c_n.max())
+        n_opt, d_opt, l_opt = law.trends("parameter", "token", unit_of(y))
+        return cls(
+            route="law",
+            n=n,
+            d=d,
+            y=y,
+            flops_rule=str(cost),
+            n_opt=n_opt,
+            d_opt=d_opt,
+            l_opt=l_opt,
+            optima=(),
+            flops_range=flops_range,
+            basis=f"closed form of {fit.formula}, {fit.basis}",
+            law=law,
+            draws=len(law.draws),
         )
 
     @property
-    def crossings(self) -> tuple[Vertex, ...]:
-        """The vertices where two curves cross."""
-        return tuple(vertex for vertex in self.vertices if vertex.flag == "crossing")
+    def n_exponent(self) -> Parameter | None:
+        """a of N_opt ~ C^a."""
+        return None if self.n_opt is None else self.n_opt.parameter
 
     @property
-    def d_exponent(self) -> float | None:
-        """1 - a, the exponent of the tokens when compute is proportional to N D."""
-        return None if self.n_exponent is None else 1.0 - self.n_exponent.value
+    def d_exponent(self) -> Parameter | None:
+        """b of D_opt ~ C^b."""
+        return None if self.d_opt is None else self.d_opt.parameter
 
-    def allocate(self, flops: float) -> tuple[float, float]:
-        """The best N at ``flops``, and how far outside the crossings it lies (1: inside). Raises ``FitError``."""
-        if self.n_exponent is None or self.n_at_centre is None:
-            raise FitError(f"no N_opt(C): {self.absent}")
-        centre, n_centre = self.n_at_centre
-        low, high = self.crossings[0].flops, self.crossings[-1].flops
-        return n_centre * (flops / centre) ** self.n_exponent.value, max(flops / high, low / flops, 1.0)
+    @property
+    def l_exponent(self) -> Parameter | None:
+        """c of L_opt = E + s C^c (E = 0 where no offset could be fitted)."""
+        return None if self.l_opt is None else self.l_opt.parameter
+
+    @property
+    def refused(self) -> tuple[IsoflopProfile, ...]:
+        """The profiles without an optimum; each says why in ``refusal``."""
+        return tuple(profile for profile in self.profiles if profile.optimum is None)
+
+    def allocate(self, flops: float) -> Allocation:
+        """The best N, D and L at ``flops``, and how far outside the optima. Raises ``FitError`` without N_opt(C)."""
+        if self.n_opt is None:
+            raise FitError(f"no N_opt(C): {self.absent['N_opt']}")
+        outside = None
+        if self.flops_range is not None:
+            low, high = self.flops_range
+            outside = max(flops / high, low / flops, 1.0)
+        n, d, loss = (_at(trend, flops) for trend in (self.n_opt, self.d_opt, self.l_opt))
+        assert n[0] is not None
+        return Allocation(flops, n[0], n[1], *d, *loss, outside)
 
     def summary(self) -> str:
-        """The frontier as text."""
-        lines = [self.power.summary()]
-        if self.saturating is not None:
-            lines.append(self.saturating.summary())
-        if self.n_exponent is not None:
-            found = f"{len(self.crossings)} crossings of {len(self.vertices)} vertices"
-            lines.append(f"N_opt ~ C^a over {found}: {self.n_exponent}")
-        if self.absent:
-            lines.append(f"absent: {self.absent}")
+        """The frontier as text: its basis, N_opt, D_opt and L_opt with intervals, what is refused or absent and why."""
+        lines = [f"frontier by {self.route}, {self.y} against {self.n}, FLOP rule {self.flops_rule}: {self.basis}"]
+        lines += [f"  {trend}" for trend in (self.n_opt, self.d_opt, self.l_opt) if trend is not None]
+        if self.draws:
+            lines.append(f"  {LEVEL:.0%} intervals from {self.draws} draws")
+        fits = (self.power, self.saturating)
+        lines += [f"  {line}" for fit in fits if fit is not None for line in fit.summary().splitlines()]
+        lines += [f"  refused: {profile.flops:.4g} FLOP: {profile.refusal}" for profile in self.refused]
+        lines += [f"  absent: {part}: {why}" for part, why in self.absent.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "n": self.n,
-            "y": self.y,
-            "flops_rule": self.flops_rule,
-            "seed_averaged": self.seed_averaged,
-            "flops": self.flops.tolist(),
-            "loss": self.loss.tolist(),
-            "size": self.size.tolist(),
-            "vertices": [vars(vertex) for vertex in self.vertices],
-            "power": self.power.to_dict(),
-            "saturating": None if self.saturating is None else self.saturating.to_dict(),
-            "n_exponent": None if self.n_exponent is None else vars(self.n_exponent),
-            "absent": self.absent,
-            "draws": self.draws,
+        parts = ("n_opt", "d_opt", "l_opt", "power", "saturating", "envelope", "law")
+        saved = {name: None if (part := getattr(self, name)) is None else part.to_dict() for name in parts}
+        lists = {
+            "optima": [vars(optimum) for optimum in self.optima],
+            "profiles": [profile.to_dict() for profile in self.profiles],
+            "flops_range": None if self.flops_range is None else list(self.flops_range),
+            "absent": dict(self.absent),
         }
+        return {**vars(self), **saved, **lists}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``. Raises ``FitError`` for a mapping that is not a frontier."""
+        readers = {"n_opt": Trend, "d_opt": Trend, "l_opt": Trend, "power": LawFit, "saturating": LawFit}
+        readers |= {"envelope": Envelope, "law": LossLaw}
+        try:
+            fields = dict(values)
+            for name, kind in readers.items():
+                fields[name] = None if values[name] is None else kind.from_dict(values[name])  # type: ignore[attr-defined]
+            fields["optima"] = tuple(Optimum(**optimum) for optimum in values["optima"])
+            fields["profiles"] = tuple(IsoflopProfile.from_dict(profile) for profile in values["profiles"])
+            fields["flops_range"] = None if values["flops_range"] is None else tuple(values["flops_range"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FitError(f"not a saved frontier ({error!r}); write one with Frontier.to_dict") from error
 
 
-def run_curve(table: RunTable, run_id: str, y: str) -> tuple[Floats, Floats]:
-    """Compute (FLOP) and loss along one run, without the first 10 % of its compute."""
-    if table.curves is None:
-        raise FitError("there are no curves: put curves.csv beside runs.csv (`varscale collect` writes both)")
-    if y not in CURVE_METRICS:
-        raise FitError(f"{y} has no curve; choose one of {', '.join(CURVE_METRICS)}")
-    c_n, y_n = table.curves.of(run_id, CURVE_METRICS[y])
-    keep = c_n >= DROPPED * c_n.max() if len(c_n) else np.zeros(0, dtype=bool)
-    return c_n[keep], y_n[keep]
-
-
-def _interpolated(table: RunTable, n: str, y: str) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
-    """Grid of log compute, each run's loss on it (NaN outside its curve), the sizes, and each run's size."""
-    curves = [run_curve(table, str(run), y) for run in table.rows["run_id"]]
-    enough = np.array([len(c_n) >= 2 and c_n[0] > 0 for c_n, _ in curves])
-    size_S, size_R = np.unique(table.values(n)[enough], return_inverse=True)
-    if len(size_S) < 2:
-        raise FitError(
-            f"a frontier needs curves of 2 sizes, there are {len(size_S)}; validate more often than once a run"
-        )
-    kept = [pair for pair, good in zip(curves, enough, strict=True) if good]
-    log_c_G = np.linspace(np.log(min(c_n[0] for c_n, _ in kept)), np.log(max(c_n[-1] for c_n, _ in kept)), GRID)
-    run_RG = np.stack([np.interp(log_c_G, np.log(c_n), y_n, left=np.nan, right=np.nan) for c_n, y_n in kept])
-    return log_c_G, run_RG, size_S, size_R.astype(np.int64)
-
-
-def _averages(picks_BSR: Floats, run_RG: Floats) -> Floats:
-    """Loss (B, S, G) of each size: the mean over the runs picked, NaN where none of them has a value."""
-    there_RG = np.isfinite(run_RG)
-    total = picks_BSR @ np.where(there_RG, run_RG, 0.0)
-    count = picks_BSR @ there_RG.astype(np.float64)
-    full = picks_BSR.sum(-1)[..., None]
-    # A mean over fewer seeds than picked would jump where one curve starts or ends.
-    whole = (count == full) & (full > 0)
-    return np.where(whole, total / np.where(whole, count, 1.0), np.nan)
-
-
-def _least(run_MG: Floats) -> Floats:
-    """The lowest value at each point, NaN where no run has one."""
-    if len(run_MG) == 0:
-        return np.full(run_MG.shape[1], np.nan)
-    filled = np.where(np.isfinite(run_MG), run_MG, np.inf).min(0)
-    return np.where(np.isfinite(filled), filled, np.nan)
-
-
-def _resample(size_R: NDArray[np.int64], sizes: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Picks (B, S, R): which sizes, drawn with replacement, and how often each of their runs."""
-    chosen_BS = rng.integers(0, sizes, (draws, sizes))
-    there_BS = np.zeros((draws, sizes), dtype=bool)
-    there_BS[np.arange(draws)[:, None], chosen_BS] = True
-    picks = np.zeros((draws, sizes, len(size_R)))
-    for s in range(sizes):
-        runs = np.flatnonzero(size_R == s)
-        counts = rng.multinomial(len(runs), np.full(len(runs), 1.0 / len(runs)), size=draws)
-        picks[:, s, runs] = counts * there_BS[:, s, None]
-    return picks
-
-
-def _envelope(loss_BSG: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64], Floats]:
-    """For each draw: which points improve on all smaller compute, the size that holds each, the loss."""
-    filled = np.where(np.isfinite(loss_BSG), loss_BSG, np.inf)
-    best_BG, loss_BG = np.argmin(filled, axis=1), filled.min(axis=1)
-    before = np.minimum.accumulate(loss_BG, axis=1)
-    held = np.isfinite(loss_BG)
-    held[:, 1:] &= loss_BG[:, 1:] < before[:, :-1]
-    return held, best_BG.astype(np.int64), loss_BG
-
-
-def _vertices(
-    log_c_G: Floats,
-    loss_SG: Floats,
-    held_G: NDArray[np.bool_],
-    best_G: NDArray[np.int64],
-    loss_G: Floats,
-    size_S: Floats,
-) -> tuple[Vertex, ...]:
-    """The changes from a size to a larger one along one frontier."""
-    points = np.flatnonzero(held_G)
-    step = best_G[points[1:]] > best_G[points[:-1]]
-    out: list[Vertex] = []
-    for i, j in zip(points[:-1][step], points[1:][step], strict=True):
-        before, after = best_G[i], best_G[j]
-        flag: Flag = "crossing"
-        if not np.isfinite(loss_SG[before, j]):
-            flag = "end"
-        elif not np.isfinite(loss_SG[after, i]):
-            flag = "start"
-        flops = float(np.exp((log_c_G[i] + log_c_G[j]) / 2))
-        out.append(Vertex(flops, float(size_S[before]), float(size_S[after]), float(loss_G[j]), flag))
-    return tuple(out)
-
-
-def _crossing_slope(vertices: tuple[Vertex, ...]) -> tuple[float, float, float] | None:
-    """Slope of log N_opt on log C over the crossings, and the means of log C and log N_opt; None below two."""
-    crossings = [vertex for vertex in vertices if vertex.flag == "crossing"]
-    if len(crossings) < 2:
-        return None
-    x_n = np.log([vertex.flops for vertex in crossings])
-    z_n = np.log([vertex.n_opt for vertex in crossings])
-    d_n = x_n - x_n.mean()
-    return float((d_n * z_n).sum() / (d_n**2).sum()), float(x_n.mean()), float(z_n.mean())
+def _at(trend: Trend | None, flops: float) -> tuple[float | None, tuple[float, float] | None]:
+    if trend is None:
+        return None, None
+    if len(trend.draws) < MIN_DRAWS:
+        return float(trend.predict(flops)), None
+    low, high = trend.interval(flops)
+    return float(trend.predict(flops)), (float(low), float(high))

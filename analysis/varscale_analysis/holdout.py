@@ -190,18 +190,19 @@ def predict_holdout(
     ``Law.fit`` and ``predict_interval`` raise.
     """
     law = replace(law, per=1.0)
+    name = law.roles["n"]
     usable = RunTable(table.usable).comparable(fixed_tokens=False)
-    size_n = usable.values(law.n)
+    size_n = usable.values(name)
     below = size_n < n_target * (1 - 1e-6)
     if not below.any():
-        raise PredictionError(f"no finished run is smaller than {law.n} = {n_target:.6g}; train smaller sizes first")
+        raise PredictionError(f"no finished run is smaller than {name} = {n_target:.6g}; train smaller sizes first")
     used = usable.where(below).comparable(fixed_tokens=True)
     fit = law.fit(used, y, bootstrap=bootstrap, seed=seed)
     low, high = fit.predict_interval(n_target, LEVEL, seeds)
-    previous = float(used.values(law.n).max())
-    last = used.values(law.n) == previous
+    previous = float(used.values(name).max())
+    last = used.values(name) == previous
     return Prediction(
-        n=law.n,
+        n=name,
         n_target=float(n_target),
         y=y,
         y_unit=fit.y_unit,
@@ -217,7 +218,7 @@ def predict_holdout(
         tokens=float(used.values("tokens_seen").mean()),
         previous_n=previous,
         previous_loss=float(used.values(y)[last].mean()),
-        rows_sha256=used.sha256(law.n, y),
+        rows_sha256=used.sha256(name, y),
         tokenizer_id=str(used.rows["tokenizer_id"].iloc[0]),
         dataset_id=str(used.rows["dataset_id"].iloc[0]),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -232,7 +233,7 @@ def leave_largest_out(
     usable = RunTable(table.usable)
     if len(usable) == 0:
         raise RunTableError(["no finished run to hold out; run or resume the sweep"])
-    size_n = usable.values(law.n)
+    size_n = usable.values(law.roles["n"])
     seeds = int((size_n == size_n.max()).sum())
     prediction = predict_holdout(usable, law, float(size_n.max()), y=y, seeds=seeds, bootstrap=bootstrap, seed=seed)
     return prediction, prediction.compare(usable)

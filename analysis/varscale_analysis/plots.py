@@ -18,12 +18,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from varscale_analysis.curve_set import run_curve
 from varscale_analysis.fit import Floats
-from varscale_analysis.frontier import Frontier, run_curve
+from varscale_analysis.frontier import Frontier
 from varscale_analysis.holdout import HoldoutScore, Prediction
 from varscale_analysis.laws.result import LawFit
 from varscale_analysis.offset import ExponentAtOffset
 from varscale_analysis.table import RunTable, unit_of
+from varscale_analysis.trend import MIN_DRAWS
 
 WIDTH_IN, HEIGHT_IN = 3.3, 2.5
 DPI = 300
@@ -115,7 +117,13 @@ def per_scale_figure(per_scale: Mapping[float, Sequence[float]], n: str) -> Figu
 
 
 def curves_figure(table: RunTable, frontier: Frontier) -> Figure:
-    """Validation curves against compute, one colour a size, with the envelope's points, its laws and vertices."""
+    """Validation curves against compute, one colour a size, with the envelope's points, its laws and vertices.
+
+    Raises ``ValueError`` for a frontier that is not from an envelope.
+    """
+    envelope = frontier.envelope
+    if envelope is None:
+        raise ValueError(f"the frontier is by {frontier.route}; this figure shows one from an envelope")
     with _figure() as (figure, axes):
         size_n = table.values(frontier.n)
         colours = size_colours(size_n)
@@ -127,12 +135,12 @@ def curves_figure(table: RunTable, frontier: Frontier) -> Figure:
             label = f"{_short(size)}" if size not in seen else None
             axes.plot(c_n, y_n, color=colours[size], linewidth=0.8, alpha=0.9, label=label)
             seen.add(size)
-        axes.plot(frontier.flops, frontier.loss, ".", color=INK, markersize=1.8, zorder=3)
-        grid = np.geomspace(frontier.flops[0], frontier.flops[-1] * 2, 100)
+        axes.plot(envelope.flops, envelope.loss, ".", color=INK, markersize=1.8, zorder=3)
+        grid = np.geomspace(envelope.flops[0], envelope.flops[-1] * 2, 100)
         for fit, style in ((frontier.saturating, "-"), (frontier.power, "--")):
             if fit is not None:
                 axes.plot(grid, fit.predict(grid), color=ACCENT, linestyle=style, linewidth=0.9, zorder=4)
-        for vertex in frontier.vertices:
+        for vertex in envelope.vertices:
             face = INK if vertex.flag == "crossing" else "white"
             axes.plot(vertex.flops, vertex.loss, "o", color=INK, markerfacecolor=face, markersize=3, zorder=5)
         axes.set_xscale("log")
@@ -142,6 +150,66 @@ def curves_figure(table: RunTable, frontier: Frontier) -> Figure:
         axes.set_ylabel(_label(frontier.y))
         axes.set_title("dots: lower envelope; orange: its laws", loc="left")
         axes.legend(title="N", ncols=2, loc="upper right", handlelength=1.2, columnspacing=1.0)
+    return figure
+
+
+def isoflop_figure(frontier: Frontier) -> Figure:
+    """IsoFLOP profiles: loss against N, one colour a budget, with the interpolation and its minimum (orange).
+
+    Refused profiles are grey and open. Raises ``ValueError`` for a frontier that is not from profiles.
+    """
+    if not frontier.profiles:
+        raise ValueError(f"the frontier is by {frontier.route} and holds no profiles; use Frontier.from_isoflop")
+    with _figure() as (figure, axes):
+        colours = size_colours(np.array([profile.flops for profile in frontier.profiles]))
+        for profile in frontier.profiles:
+            best = profile.optimum
+            colour = colours[profile.flops] if best is not None else (0.6, 0.6, 0.6, 1.0)
+            face = colour if best is not None else "white"
+            axes.plot(profile.n_S, profile.loss_S, "o", color=colour, markerfacecolor=face, markersize=2.5)
+            if best is not None and best.loss is not None:
+                grid = np.geomspace(profile.n_S[0], profile.n_S[-1], 200)
+                axes.plot(grid, profile.loss_at(grid), color=colour, linewidth=0.8)
+                axes.plot(best.n, best.loss, "*", color=ACCENT, markersize=5, zorder=5)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _loss_ticks(axes.yaxis)
+        axes.set_xlabel(_label(frontier.n))
+        axes.set_ylabel(_label(frontier.y))
+        budgets = [profile.flops for profile in frontier.profiles]
+        axes.set_title(f"C {min(budgets):.1e} (dark) to {max(budgets):.1e} FLOP", loc="left")
+    return figure
+
+
+def routes_figure(frontiers: Sequence[Frontier]) -> Figure:
+    """N_opt(C) by every route, with its optima and 90 % band. Axes: log-log.
+
+    Raises ``ValueError`` where no frontier has an N_opt(C).
+    """
+    drawn = [frontier for frontier in frontiers if frontier.n_opt is not None]
+    if not drawn:
+        reasons = "; ".join(f"{frontier.route}: {frontier.absent.get('N_opt', '')}" for frontier in frontiers)
+        raise ValueError(f"no frontier has an N_opt(C) ({reasons})")
+    with _figure() as (figure, axes):
+        ranges = [frontier.flops_range for frontier in drawn if frontier.flops_range is not None]
+        low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (1e15, 1e21)
+        grid = np.geomspace(low, high, 100)
+        for frontier, colour in zip(drawn, (SECOND, ACCENT, INK, "#009e73", "#cc79a7"), strict=False):
+            trend = frontier.n_opt
+            assert trend is not None
+            label = f"{frontier.route}: C^{trend.exponent:.3f}"
+            axes.plot(grid, trend.predict(grid), color=colour, label=label)
+            if len(trend.draws) >= MIN_DRAWS:
+                axes.fill_between(grid, *trend.interval(grid), color=colour, alpha=0.15, linewidth=0)
+            points = [(optimum.flops, optimum.n) for optimum in frontier.optima]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=2.5, zorder=4)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("training compute C (FLOP)")
+        axes.set_ylabel(_label(drawn[0].n).replace(" N", " N_opt"))
+        axes.set_title("the best size by each route", loc="left")
+        axes.legend(loc="upper left")
     return figure
 
 
@@ -225,7 +293,7 @@ def residual_figure(table: RunTable, fit: LawFit) -> Figure:
         )
         sd = fit.diagnostics.seed_sd
         title = f"rms {float(np.sqrt((percent_n**2).mean())):.2f} %"
-        if sd is not None and fit.objective == "log":
+        if sd is not None and fit.residual == "log":
             axes.axhspan(-100 * sd, 100 * sd, color=SECOND, alpha=0.12, linewidth=0)
             title += f"; noise of a run {100 * sd:.2f} %, shaded"
         axes.set_xscale("log")

@@ -23,7 +23,8 @@ from varscale_analysis.table import LEVEL, SIZES, RunTable
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
-_MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+_MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_MEDIA |= {".gif": "image/gif", ".svg": "image/svg+xml"}
 _STYLE = """
 body { font: 15px/1.5 Georgia, serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1, h2 { font-weight: 600; line-height: 1.2 }
@@ -41,7 +42,7 @@ figure { margin: 0 0 1rem; break-inside: avoid }
 figure img { max-width: 100% }
 figcaption { font-size: 13px; color: #444; max-width: 26rem }
 .pixels img { image-rendering: pixelated; min-width: 50% }
-.pixels figcaption { max-width: none }
+.pixels figcaption, .drawn figcaption { max-width: none }
 .note { color: #555; font-size: 13.5px }
 @media print {
   body { margin: 0; max-width: none; font-size: 11px }
@@ -57,11 +58,15 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture of the report: samples of a size, reconstructions per scale, a coarse-to-fine strip."""
+    """A picture of the report: samples of a size, reconstructions per scale, a coarse-to-fine strip, attention maps.
+
+    ``pixels``: it is a picture whose pixels are to be seen, not a drawn figure.
+    """
 
     title: str
     caption: str
     path: Path
+    pixels: bool = True
 
 
 def figures(analysis: StudyAnalysis) -> dict[str, tuple[Figure, str]]:
@@ -138,7 +143,8 @@ def write_report(
         parts.append("<h2>Images</h2>")
         for image, uri in pictures:
             shown_image = _figure(uri, image.title, image.caption)
-            parts.append(f'<h3>{escape(image.title)}</h3><div class="pixels">{shown_image}</div>')
+            kind = "pixels" if image.pixels else "drawn"
+            parts.append(f'<h3>{escape(image.title)}</h3><div class="{kind}">{shown_image}</div>')
     if analysis.absent:
         rows = "".join(f"<li>{escape(part)}: {escape(why)}</li>" for part, why in analysis.absent.items())
         parts.append(f"<h2>Absent, and why</h2><ul>{rows}</ul>")
@@ -231,19 +237,19 @@ def _laws(analysis: StudyAnalysis) -> str:
     if analysis.frontier is not None:
         frontier = analysis.frontier
         fits += [(f"frontier/{fit.law}", fit) for fit in (frontier.power, frontier.saturating) if fit is not None]
-        if frontier.n_exponent is not None:
-            flags = ", ".join(f"{v.flops:.2e} FLOP ({v.flag})" for v in frontier.vertices)
+        if frontier.n_exponent is not None and frontier.envelope is not None:
+            flags = ", ".join(f"{v.flops:.2e} FLOP ({v.flag})" for v in frontier.envelope.vertices)
             text = f"<p>Frontier: N_opt ~ C^a, {escape(_parameter(frontier.n_exponent))}; vertices at {flags}. "
             text += f"Intervals from {frontier.draws} resamples of sizes and seeds, each with its own envelope.</p>"
     head = ["loss", "law", "E (nat/token)", "beta", "alpha (1)", "rms", "starts agreeing", "Pearson r*"]
     rows = []
     for _, fit in fits:
-        d = fit.diagnostics
+        d, c = fit.diagnostics, fit.certificate
         e = _parameter(fit.params["E"]) if "E" in fit.params else "-"
-        rms = f"{d.rms:.3%}" if fit.objective == "log" else f"{d.rms:.4g}"
+        rms = f"{d.rms:.3%}" if fit.residual == "log" else f"{d.rms:.4g}"
         r = "-" if d.pearson_r is None else f"{d.pearson_r:.4f}"
         beta = f"{_parameter(fit.params['beta'])} {fit.params['beta'].unit}"
-        starts = f"{d.starts_agreeing} of {d.starts_tried}"
+        starts = f"{c.starts_agreeing} of {c.starts_tried}"
         rows.append([fit.y, fit.formula, e, beta, _parameter(fit.params["alpha"]), rms, starts, r])
     note = f'<p class="note">{LEVEL:.0%} intervals in brackets. Laws of N hold {escape(analysis.at)}: E and alpha move '
     note += (

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from varscale_analysis.curves import Curves
-from varscale_analysis.fit import Floats
+from varscale_analysis.objective import Floats
 
 LEVEL = 0.9  # of every interval that is reported
 TOKENS_TOLERANCE = 0.01  # runs whose tokens differ by more than this are not on one law of N

@@ -97,7 +97,7 @@ class Run:
 
     images_seen: float = column("image", "images trained on, repeats counted")
     unique_images: float = column("image", "distinct images trained on")
-    tokens_seen: float = column("token", "images_seen * num_tokens")
+    tokens_seen: float = column("token", "tokens trained on: images_seen * num_tokens, fewer where stages train coarse scales only")
 
     val_nats_per_token_avg: float | None = optional("nat", "validation cross-entropy, mean over all L tokens")
     val_nats_per_token_last: float | None = optional("nat", "validation cross-entropy, mean over the last scale")
@@ -169,8 +169,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:  # opened by name, for writers that want one (``file.name``)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -88,6 +88,20 @@ class ScaleSchedule:
         """Query-key pairs when scale k attends to scales 0..k: sum_k n_k (n_0 + ... + n_k); 286,434 for VAR-256."""
         return sum(n * part.stop for n, part in zip(self.tokens_per_scale, self.slices, strict=True))
 
+    def coarsest(self, count: int) -> ScaleSchedule:
+        """The first ``count`` scales."""
+        if not 1 <= count <= self.num_scales:
+            raise ValueError(f"{count} scales of the schedule {self}; it has {self.num_scales}, and 1 is the fewest")
+        return self if count == self.num_scales else ScaleSchedule(self.scales[:count])
+
+    def scales_in(self, tokens: int) -> int:
+        """How many of the coarsest scales ``tokens`` tokens are. Raises ``ValueError`` when they end inside a scale."""
+        for count, part in enumerate(self.slices, start=1):
+            if part.stop == tokens:
+                return count
+        ends = ", ".join(str(part.stop) for part in self.slices)
+        raise ValueError(f"{tokens} tokens are not whole scales of the schedule {self}, which end at {ends}")
+
     @property
     def last(self) -> tuple[int, int, int]:
         """The finest map, which must equal the tokenizer's latent grid."""
@@ -105,3 +119,4 @@ class ScaleSchedule:
 
 VAR_256 = ScaleSchedule.square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 VAR_512 = ScaleSchedule.square(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+VAR_1024 = ScaleSchedule.square(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)  # accepted by the release, no weights

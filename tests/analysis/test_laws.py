@@ -29,7 +29,7 @@ def test_the_papers_law_is_recovered_in_the_papers_units() -> None:
     assert fit.params["alpha"].value == pytest.approx(-0.20, abs=1e-6)
     assert fit.params["beta"].value == pytest.approx(2.5, rel=1e-5)
     assert fit.params["beta"].unit == "1/(1e+09 parameter)"
-    assert fit.diagnostics.starts_agreeing == fit.diagnostics.starts_tried
+    assert fit.certificate.starts_agreeing == fit.certificate.starts_tried
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_as_many_points_as_parameters_have_no_interval() -> None:
 
 
 def test_points_that_are_not_positive_numbers_are_refused() -> None:
-    with pytest.raises(FitError, match="y has 1 values"):
+    with pytest.raises(FitError, match=r"y .* has 1 values"):
         PowerLaw().fit(([1e3, 2e3, 4e3], [4.0, float("nan"), 3.0]))
     with pytest.raises(FitError, match="one y for each x"):
         PowerLaw().fit(([1e3, 2e3], [4.0]))
@@ -170,7 +170,7 @@ def test_a_law_without_offset_puts_e_at_its_bound_and_says_so() -> None:
 
 
 def test_an_unconverged_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varscale_analysis.fit._STEPS", 1)
+    monkeypatch.setattr("varscale_analysis.solver._STAGES", (1,))
     with pytest.raises(FitError, match=r"did not converge.*gradient"):
         SaturatingPowerLaw().fit(ladder())
 

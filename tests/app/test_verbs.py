@@ -43,7 +43,10 @@ def test_every_stage_leaves_its_files(study: Path) -> None:
     for width in WIDTHS:
         names = ("run.json", "curve.csv", "config.yaml", "model.safetensors", "samples.png", "coarse_to_fine.png")
         expected += [f"runs/model.width={width},seed=0/{name}" for name in names]
+    views = ("coarse_to_fine.gif", "attention_shares.png", "attention_scales.png", "attention_heads.png")
+    expected += [f"runs/model.width={WIDTHS[-1]},seed=0/{name}" for name in views]
     assert [name for name in expected if not (study / name).is_file()] == []
+    assert not (study / f"runs/model.width={WIDTHS[0]},seed=0/coarse_to_fine.gif").exists()  # of the largest only
     Image.open(study / "runs/model.width=8,seed=0/samples.png").verify()
 
 
@@ -61,7 +64,14 @@ def test_a_run_records_itself(study: Path) -> None:
 def test_the_report_is_self_contained(study: Path) -> None:
     page = (study / "report.html").read_text()
     assert 'src="http' not in page and 'href="http' not in page
-    for word in ("Reconstructions, scale by scale", "Samples, width 8", "Coarse to fine", "params_nonembed"):
+    assert page.count('src="data:image/gif;base64,') == 1
+    for word in (
+        "Reconstructions, scale by scale",
+        "Samples, width 8",
+        "Coarse to fine",
+        "params_nonembed",
+        "head by head",
+    ):
         assert word in page
 
 

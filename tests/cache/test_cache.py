@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,10 @@ def source() -> DeadLeaves:
     return DeadLeaves(val_size=30)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def written(tokenizer: VQAutoencoder, source: object, folder: Path, **changes: object) -> Manifest:
     plan = {"train_images": 50, "val_images": 11, "shard_images": 20, "batch": 8, "progress": False, **changes}
     return write_cache(tokenizer, source, folder, **plan)  # type: ignore[arg-type]
@@ -95,15 +101,74 @@ def test_ids_beyond_sixteen_bits(source: DeadLeaves, tmp_path: Path) -> None:
     assert (TokenCache.open(tmp_path).batch("train", np.arange(4)).ids_BL == 2**16).all()
 
 
-def test_more_rows_than_images_are_further_draws(tokenizer: VQAutoencoder, tmp_path: Path) -> None:
+def test_crops_are_draws_of_the_same_images(tokenizer: VQAutoencoder, tmp_path: Path) -> None:
     finite = Finite()
-    written(tokenizer, finite, tmp_path, train_images=45, val_images=None)
+    manifest = written(tokenizer, finite, tmp_path, train_images=15, val_images=None, crops=3)
+    assert [shard.images for shard in manifest.shards] == [20, 20, 5, 20]
     cache = TokenCache.open(tmp_path)
-    assert cache.size("val") == 20
-    rows = np.array([3, 23, 43])
-    draws = torch.cat([tokenizer.encode(finite.read("train", np.array([3]), draw).pixels) for draw in range(3)])
-    assert torch.equal(cache.batch("train", rows).ids_BL, draws)
-    assert not torch.equal(draws[0], draws[2])
+    assert (cache.size("train"), cache.size("val"), cache.crops) == (15, 20, 3)
+    indices, draws = np.array([3, 14, 3, 0, 3]), np.array([0, 2, 1, 1, 2])
+    fresh = tokenizer.encode(finite.read("train", indices, draws).pixels)
+    assert torch.equal(cache.batch("train", indices, draws).ids_BL, fresh)
+    assert not torch.equal(fresh[0], fresh[4])
+    assert torch.equal(cache.batch("val", indices).ids_BL, tokenizer.encode(finite.read("val", indices, 0).pixels))
+    for split, index, draw, message in (
+        ("train", 15, 0, "image 15 is outside the train split of .* has 15"),
+        ("train", 0, 3, "draw 3 is outside the train split of .* has 3"),
+        ("val", 0, 1, "draw 1 is outside the val split of .* has 1"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            cache.batch(split, np.array([index]), draw)  # type: ignore[arg-type]
+    with pytest.raises(CacheError, match="crops 3, not 2"):
+        written(tokenizer, finite, tmp_path, train_images=15, val_images=None, crops=2)
+
+
+def test_crops_that_would_all_be_the_same_are_refused(
+    tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path
+) -> None:
+    class Unaugmented(Finite):
+        def read(self, split: Split, indices: np.ndarray, draw: np.ndarray | int) -> ImageBatch:
+            return super().read(split, indices, 0)
+
+    with pytest.raises(CacheError, match="crops is 2, but finite is not augmented"):
+        written(tokenizer, Unaugmented(), tmp_path / "same", train_images=None, crops=2)
+    with pytest.raises(CacheError, match="crops is 2, but the training images of dead_leaves never repeat"):
+        written(tokenizer, source, tmp_path / "endless", crops=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_written_before_there_were_crops_is_read(
+    tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path
+) -> None:
+    manifest = written(tokenizer, source, tmp_path)
+    path = tmp_path / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    assert values.pop("crops") == 1
+    path.write_text(json.dumps(values))
+    assert TokenCache.open(tmp_path, tokenizer=tokenizer).manifest == manifest
+    assert written(tokenizer, source, tmp_path) == manifest
+
+
+def test_workers_change_nothing(tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        written(tokenizer, source, tmp_path / str(workers), workers=workers)
+    assert contents(tmp_path / "0") == contents(tmp_path / "2")
+
+
+def test_more_shards_than_a_process_may_open_files(
+    tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path
+) -> None:
+    written(tokenizer, source, tmp_path, train_images=30, val_images=1, shard_images=1)
+    cache = TokenCache.open(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = os.dup(0)  # the lowest number that is free
+    os.close(unused)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused + 10, limits[1]))
+    try:
+        ids = cache.batch("train", np.arange(30)).ids_BL
+        assert torch.equal(cache.batch("train", np.arange(29, -1, -1)).ids_BL, ids.flip(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_reading_is_picklable(tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path) -> None:
@@ -113,7 +178,7 @@ def test_reading_is_picklable(tokenizer: VQAutoencoder, source: DeadLeaves, tmp_
     assert len(text) < 4000
     rows = np.array([1, 30])
     assert torch.equal(pickle.loads(text).batch("train", rows).ids_BL, cache.batch("train", rows).ids_BL)
-    with pytest.raises(CacheError, match=r"row 50 is outside the train split .* has 50"):
+    with pytest.raises(CacheError, match=r"image 50 is outside the train split .* has 50"):
         cache.batch("train", np.array([0, 50]))
 
 
@@ -141,7 +206,7 @@ def test_an_interruption_is_resumed_where_it_was(
     resumed = written(tokenizer, source, tmp_path / "a")
     assert (tmp_path / "a" / "train-00000.ids.npy").stat().st_mtime_ns == first
     assert resumed == written(tokenizer, source, tmp_path / "b")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in (tmp_path / "b").iterdir())
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_finished_cache_is_not_written_again(tokenizer: VQAutoencoder, tmp_path: Path) -> None:
@@ -180,17 +245,17 @@ def test_a_foreign_cache_is_refused(tokenizer: VQAutoencoder, source: DeadLeaves
         TokenCache.open(tmp_path, dataset_fingerprint="0123")
     with pytest.raises(CacheError, match="schedule 1-2-3-4-6-8, not 1-2-4-8"):
         TokenCache.open(tmp_path, tokenizer=small(schedule="1-2-4-8"))
-    before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())
+    before = contents(tmp_path)
     with pytest.raises(CacheError, match=rf"another cache .*{tokenizer.fingerprint}, not {other.fingerprint}.*delete"):
         written(other, source, tmp_path)
     with pytest.raises(CacheError, match=r"dataset_fingerprint \w+, not"):
         written(tokenizer, DeadLeaves(val_size=30, seed=1), tmp_path)
     with pytest.raises(CacheError, match="precision fp32, not bf16"):
         written(tokenizer, source, tmp_path, precision="bf16")
-    assert before == sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())
+    assert before == contents(tmp_path)
 
 
-@pytest.mark.parametrize("failing", ["ids", "labels", "manifest"])
+@pytest.mark.parametrize("failing", ["ids", "labels", "shard.json"])
 def test_a_full_disk_leaves_no_half_shard(
     tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -202,18 +267,38 @@ def test_a_full_disk_leaves_no_half_shard(
     def full(path: Path) -> Iterator[IO[bytes]]:
         with whole(path) as file:
             yield file
-            first = (tmp_path / "train-00000.ids.npy").exists() and (tmp_path / MANIFEST_FILE).exists()
-            if failing in path.name and first:
+            if failing in path.name and (tmp_path / "train-00000.shard.json").exists():
                 raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(writer, "atomic_write", full)
         patched.setattr(records, "atomic_write", full)
-        with pytest.raises(CacheError, match=r"no space left in .* shard 1 of train \(.*20 of 50 images are safe\)"):
+        with pytest.raises(CacheError, match=r"no space left in .* shard 1 of train \(.* MB\); the shards before"):
             written(tokenizer, source, tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {MANIFEST_FILE, "train-00000.ids.npy", "train-00000.labels.npy"}
+    first = {"train-00000.ids.npy", "train-00000.labels.npy", "train-00000.shard.json"}
+    assert set(contents(tmp_path)) == {MANIFEST_FILE, *first}
     assert written(tokenizer, source, tmp_path).complete
+
+
+@pytest.mark.parametrize("shards", [0, 4])
+def test_a_full_disk_at_the_manifest(
+    tokenizer: VQAutoencoder, source: DeadLeaves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    write = Manifest.write
+
+    def full(self: Manifest, folder: Path) -> None:
+        if len(self.shards) == shards:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "write", full)
+        with pytest.raises(CacheError, match=r"no space left in .* for the manifest"):
+            written(tokenizer, source, tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    assert len(stamps) == 2 * shards
+    assert written(tokenizer, source, tmp_path).complete
+    assert stamps.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}.items()
 
 
 def test_other_errors_of_the_disk_are_not_disguised(
@@ -235,10 +320,15 @@ def test_refuses_settings_that_do_not_fit(tokenizer: VQAutoencoder, source: Dead
         ({"train_images": 0}, "train_images is 0; it must be at least 1"),
         ({"val_images": 31}, "val_images is 31, but .* has 30"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"shard_images": 0}, "shard_images 0: both must be at least 1"),
+        ({"shard_images": 0}, "shard_images is 0; it must be at least 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"workers": -1}, "workers is -1; it must be at least 0"),
+        ({"crops": 0}, "crops is 0"),
     ):
         with pytest.raises(CacheError, match=message):
             written(tokenizer, source, tmp_path, **changes)
+    with pytest.raises(CacheError, match="train_images is 21, but the train split of finite has 20"):
+        written(tokenizer, Finite(), tmp_path, train_images=21)
     with pytest.raises(CacheError, match="resolution of 64 px, the tokenizer takes 32"):
         written(tokenizer, DeadLeaves(resolution=64), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from varscale.app.build import build_optim, build_progressive
 from varscale.app.cli import VERBS
 from varscale.app.config import OVERLAYS, checked, reference
 from varscale.app.entry import SweepsSearchPath
+from varscale.app.identity import scientific
 from varscale.app.launcher import register, run_name
+from varscale.app.plan import meta_model
 from varscale.app.resources import group_choices, resources_root
+from varscale.app.train import micro_batches
+from varscale.schedule import VAR_256, VAR_512
+from varscale.training.progressive import stages_of
 
 CHOICES = [(group, name) for group, names in group_choices(resources_root()).items() for name in names]
 SWEEPS = [name for group, name in CHOICES if group == "sweeps"]
@@ -45,7 +52,7 @@ def compose(verb: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
     return checked(composed, reference(hydra)), hydra
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.schema == "StudyConfig"])
 def test_every_verb_composes(verb: str) -> None:
     cfg, _ = compose(verb, [])
     assert OmegaConf.is_readonly(cfg) and not OmegaConf.missing_keys(cfg)
@@ -77,6 +84,63 @@ def test_a_sweep_is_distinct_runs_with_the_steps_it_plans(name: str) -> None:
         planned = OmegaConf.select(file, "train.steps")
         if isinstance(planned, int) and not any(override.startswith("train.steps=") for override in job):
             assert cfg.train.steps == planned
+
+
+# The released recipes: experiment, batch, epochs, rate for 256 images, gates, end of the rate, end of the weight decay.
+PUBLISHED = [
+    ("var_d16", 768, 200, 1e-4, 1e-3, 0.1, 0.05),
+    ("var_d20", 768, 250, 1e-4, 1e-3, 0.1, 0.05),
+    ("var_d24", 768, 350, 8e-5, 1e-4, 0.01, 0.05),
+    ("var_d30", 1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    ("var_d36_512", 768, 350, 8e-5, 5e-6, 0.01, 0.08),
+]
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize(("name", "batch", "epochs", "rate", "gates", "end", "decay"), PUBLISHED)
+def test_published_recipes(
+    name: str, batch: int, epochs: int, rate: float, gates: float, end: float, decay: float
+) -> None:
+    cfg, hydra = compose("train", [f"experiment={name}"])
+    optim, model = build_optim(cfg), meta_model(cfg)
+    steps, depth, large = epochs * math.ceil(IMAGENET / batch), int(name[5:7]), name == "var_d36_512"
+    assert (cfg.train.batch, cfg.train.steps, cfg.train.label_drop) == (batch, steps, 0.1)
+    assert optim.lr_peak(width=model.width, batch=batch) == pytest.approx(rate * batch / 256, rel=1e-12)
+    assert (*optim.betas, optim.eps, optim.clip) == (0.9, 0.95, 1e-8, 2.0)
+    assert optim.warmup_steps(steps) == steps / 50 and optim.factor(0, steps) == 0.005
+    assert optim.factor(steps - 1, steps) == pytest.approx(end)
+    assert optim.weight_decay_at(0, steps) == 0.05 and optim.weight_decay_at(steps - 1, steps) == pytest.approx(decay)
+    assert (cfg.model.adaln_std, cfg.model.adaln_gate_std, cfg.model.head_std) == (0.5, gates, 0.02)
+    assert (model.depth, model.width, model.heads) == (depth, 64 * depth, depth)
+    assert model.blocks[-1].drop_path.rate == pytest.approx(0.1 * depth / 24)  # type: ignore[union-attr]
+    assert model.shared_adaln == model.checkpoint_blocks == large
+    assert model.schedule == (VAR_512 if large else VAR_256) and cfg.data.resolution == (512 if large else 256)
+    assert optim.schedule_name == ("linear, knee 0.8" if large else "linear, hold 0.05")
+    stages = stages_of(build_progressive(cfg), optim, steps=steps, num_scales=model.schedule.num_scales)
+    assert [stage.scales for stage in stages] == ([5, 6, 7, 8, 9, 10] if large else [10])
+    assert hydra.runtime.choices.data == "imagenet" and cfg.cache.crops > 1 and not cfg.data.flip
+    assert micro_batches(cfg) > 1
+
+
+def test_in_the_clean_recipe_only_size_changes() -> None:
+    """Of the keys that decide a result, the sweep of depths changes the depth; the rate follows as 1 / width."""
+    configs = {depth: compose("train", ["sweeps=depth", f"model.depth={depth}"])[0] for depth in (6, 30)}
+    kept = [scientific(cfg) for cfg in configs.values()]
+    assert [node["model"].pop("depth") for node in kept] == [6, 30]
+    assert kept[0] == kept[1]
+    assert kept[0]["model"]["drop_path"] is not None  # null would follow depth
+    peaks = {d: build_optim(cfg).lr_peak(width=64 * d, batch=cfg.train.batch) for d, cfg in configs.items()}
+    assert peaks[6] / peaks[30] == pytest.approx(30 / 6)
+    clean, _ = compose("train", ["experiment=var_clean"])
+    assert build_optim(clean).lr_peak(width=1024, batch=768) == 3e-4  # the published rate of d16
+    assert scientific(clean)["optim"] == kept[0]["optim"] and scientific(clean)["train"] == kept[0]["train"]
+
+
+def test_an_option_that_is_off_leaves_the_id_of_a_run_as_it_was() -> None:
+    cfg, _ = compose("train", [])
+    assert "progressive" not in scientific(cfg)["train"]
+    changed, _ = compose("train", ["train.progressive={first: 1, until: 0.5, ramp: 0.1}"])
+    assert scientific(changed)["train"]["progressive"] == {"first": 1, "until": 0.5, "ramp": 0.1}
 
 
 def expand(params: dict[str, Any]) -> list[list[str]]:

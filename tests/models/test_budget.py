@@ -15,10 +15,10 @@ from varscale.tokenizers.tokens import TokenBatch
 SCHEDULE = ScaleSchedule.square(1, 2, 4, 8)
 
 
-def model(device: str = "meta") -> VAR:
+def model(device: str = "meta", depth: int = 2) -> VAR:
     with torch.device(device):
         return VAR(
-            ladder_rule(64), schedule=SCHEDULE, code=CodeSpec.index(256), latent_channels=8, num_classes=10
+            ladder_rule(64, depth), schedule=SCHEDULE, code=CodeSpec.index(256), latent_channels=8, num_classes=10
         )  # fmt: skip
 
 
@@ -55,3 +55,14 @@ def test_counts_what_autograd_really_saves_on_a_cpu() -> None:
     counted = step_memory(model(), batch, dtype=torch.float32, device_type="cpu").activations
     assert loss.nats_BK.shape == (batch, 4)
     assert counted == pytest.approx(measured, rel=0.1)
+
+
+def test_checkpointed_blocks_keep_their_inputs_and_the_inside_of_one() -> None:
+    counted = []
+    for depth in (2, 8):
+        checkpointed = model(depth=depth)
+        checkpointed.checkpoint_blocks = True
+        counted.append(step_memory(checkpointed, 8, dtype=torch.bfloat16, device_type="cuda").activations)
+    inputs = 8 * SCHEDULE.num_tokens * 64 * 2
+    assert counted[1] - counted[0] == pytest.approx(6 * inputs, rel=0.01)
+    assert counted[1] < step_memory(model(depth=8), 8, dtype=torch.bfloat16, device_type="cuda").activations / 3

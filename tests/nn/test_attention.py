@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from varscale.nn.attention import KeyValueCache, SelfAttention, attend, query_groups, scale_mask
+from varscale.nn.attention import GroupedAttention, KeyValueCache, SelfAttention, attend, query_groups, scale_mask
 from varscale.schedule import VAR_256, ScaleSchedule
 
 SCHEDULE = ScaleSchedule.square(1, 2, 3, 4, 6)
@@ -54,6 +54,62 @@ def test_written_out_attention_equals_the_fused_one() -> None:
         fused = attend(q, k, v, m, 0.7)
         written = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), m, 0.7)
         torch.testing.assert_close(written.float(), fused, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_grouped_attention_equals_that_of_each_group(dtype: torch.dtype, scale: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    q, k, v, weights = torch.randn(4, 2, 3, L, 8, generator=rng).to(dtype).unbind(0)
+    groups, mask = query_groups(SCHEDULE, 12), scale_mask(SCHEDULE)
+    results = []
+    for grouped in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if grouped:
+            out = GroupedAttention.apply(*leaves, groups, mask, scale)
+        else:
+            parts = [
+                attend(
+                    leaves[0][:, :, g.start : g.stop],
+                    *(x[:, :, : g.stop] for x in leaves[1:]),
+                    mask[g.start : g.stop, : g.stop],
+                    scale,
+                )
+                for g in groups
+            ]
+            out = torch.cat(parts, dim=2)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted, atol=tolerance, rtol=tolerance)
+
+
+def test_large_bf16_attention_is_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = attention(12), torch.randn(2, L, 24)
+    results = []
+    for limit in (0, 2**40):
+        monkeypatch.setattr("varscale.nn.attention.GROUPED_SCORES", limit)
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        out.float().square().sum().backward()
+        assert layer.qkv.weight.grad is not None
+        results.append((out, layer.qkv.weight.grad))
+    assert ("GroupedAttention" in graph(results[0][0]), "GroupedAttention" in graph(results[1][0])) == (True, False)
+    assert torch.equal(results[0][0], results[1][0])
+    difference = results[0][1] - results[1][1]
+    assert float(difference.norm()) < 0.02 * float(results[1][1].norm())
+
+
+def graph(out: Tensor) -> str:
+    """The names of the nodes that ``out`` was computed by."""
+    names, nodes = [], [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            names.append(node.name())
+            nodes += [child for child, _ in node.next_functions]
+    return " ".join(names)
 
 
 def test_cached_steps_equal_all_scales_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -25,6 +26,7 @@ from varscale.training.generator_task import DivergedError, GeneratorTask, step_
 from varscale.training.mirror import NoMirror
 from varscale.training.notices import without_advice
 from varscale.training.optim import Optimisation
+from varscale.training.progressive import Progressive, Stage, StageCost
 from varscale.training.recorder import Recorder, evaluation_steps
 
 STEPS, BATCH = 6, 4
@@ -56,7 +58,12 @@ def cache(
     return TokenCache.open(folder, tokenizer=tokenizer)
 
 
-def make_task(tokenizer: VQAutoencoder, drop_path: float = 0.5) -> GeneratorTask:
+def make_task(
+    tokenizer: VQAutoencoder,
+    drop_path: float = 0.5,
+    optim: Optimisation = Optimisation(lr=0.01, warmup=0.2),  # noqa: B008
+    progressive: Progressive | None = None,
+) -> GeneratorTask:
     torch.manual_seed(1)
     shape = ladder_rule(16)
     model = VAR(
@@ -64,7 +71,7 @@ def make_task(tokenizer: VQAutoencoder, drop_path: float = 0.5) -> GeneratorTask
         code=tokenizer.code, latent_channels=tokenizer.latent_channels, num_classes=3, adaln_gate_std=1.0,
     )  # fmt: skip
     return GeneratorTask(
-        model, tokenizer, optim=Optimisation(lr=0.01, warmup=0.2), steps=STEPS, batch=BATCH, seed=5, label_drop=0.3
+        model, tokenizer, optim=optim, steps=STEPS, batch=BATCH, seed=5, label_drop=0.3, progressive=progressive
     )
 
 
@@ -95,8 +102,10 @@ def train(folder: Path, task: GeneratorTask, cache: TokenCache, stop_at: int | N
         )
 
     checkpoint = last_checkpoint(folder)
+    tokens = {scales: task.model.schedule.coarsest(scales).num_tokens for scales in (2, 3)}
+    costs = tuple(StageCost(stage, tokens[stage.scales], 10.0**stage.scales / 10) for stage in task.stages)
     recorder = Recorder(
-        folder, make_run(), flops_per_image=100.0, train_images=32, evaluate=evaluate,
+        folder, make_run(), costs=costs, train_images=32, evaluate=evaluate,
         steps_to_evaluate=tuple(range(1, STEPS + 1)), mirror=NoMirror(),
     )  # fmt: skip
     trainer = lightning.Trainer(
@@ -127,6 +136,92 @@ def test_an_interrupted_run_continues_to_the_bit(tmp_path: Path, cache: TokenCac
     run = read_run(tmp_path / "broken")
     assert (run.status, run.images_seen, run.tokens_seen, run.flops_train) == ("finished", 24.0, 504.0, 2400.0)
     assert run.unique_images == 24.0 and run.val_images == 8.0
+
+
+COARSE_FIRST = Optimisation(lr=0.01, warmup=0.2, knee=0.7, weight_decay_final=0.5)
+
+
+def coarse_first(tokenizer: VQAutoencoder) -> GeneratorTask:
+    """Two scales for three of the six steps, and a weight decay that moves."""
+    task = make_task(tokenizer, optim=COARSE_FIRST, progressive=Progressive(first=1, until=0.7, ramp=0.5))
+    assert [(stage.first_step, stage.scales) for stage in task.stages] == [(0, 2), (3, 3)]
+    return task
+
+
+def test_progressive_training_resumes_to_the_bit(tmp_path: Path, cache: TokenCache, tokenizer: VQAutoencoder) -> None:
+    """From the middle of a stage."""
+    whole = coarse_first(tokenizer)
+    train(tmp_path / "whole", whole, cache)
+    with pytest.raises(RuntimeError, match="dies here"):
+        train(tmp_path / "broken", coarse_first(tokenizer), cache, stop_at=3)
+    assert checkpoint_step(last_checkpoint(tmp_path / "broken")) == 2
+    resumed = coarse_first(tokenizer)
+    train(tmp_path / "broken", resumed, cache)
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    curves = [read_curve(tmp_path / folder / CURVE_FILE) for folder in ("whole", "broken")]
+    assert curves[0] == curves[1]
+    groups = whole.trainer.optimizers[0].param_groups
+    assert [group["weight_decay"] for group in groups] == [pytest.approx(0.5), 0.0]
+
+
+def test_a_stage_of_coarse_scales_is_recorded_as_what_it_costs(
+    tmp_path: Path, cache: TokenCache, tokenizer: VQAutoencoder
+) -> None:
+    task = coarse_first(tokenizer)
+    train(tmp_path, task, cache)
+    run = read_run(tmp_path)
+    images = 3.0 * BATCH
+    assert (run.images_seen, run.tokens_seen, run.flops_train) == (24.0, images * (5 + 21), images * (10 + 100))
+    rows = read_curve(tmp_path / CURVE_FILE)
+    assert {row["step"] for row in rows if row["split"] == "train"} == {"4", "5", "6"}  # no mean over all tokens before
+    assert {row["scale"] for row in rows if row["split"] == "val" and row["step"] == "1"} >= {"0", "1", "2"}
+    assert [float(row["tokens_seen"]) for row in rows if row["metric"] == "error_avg"] == [20, 40, 60, 144, 228, 312]
+
+
+def test_the_newest_scale_comes_in_by_a_ramp(cache: TokenCache, tokenizer: VQAutoencoder) -> None:
+    """As released: each token weighs 1 / L of all L tokens, those of the newest scale times the ramp."""
+    task = make_task(tokenizer, drop_path=0.0)
+    task.stages = (Stage(0, STEPS, 2, ramp_steps=4.0),)
+    task.label_drop = 0.0
+    task._trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0)  # type: ignore[assignment]
+    batch = cache.batch("train", torch.arange(BATCH).numpy())
+    loss = task.training_step(batch, 0)
+    nats_BK = task.model.loss(task.tokens(batch)).nats_BK.mean(0)
+    torch.testing.assert_close(loss, (nats_BK[0] + 0.25 * nats_BK[1]) / 21)
+    assert task.last_loss is None
+
+
+def test_checkpointed_blocks_change_nothing_but_memory(cache: TokenCache, tokenizer: VQAutoencoder) -> None:
+    """Drop path included: its draws are those of the first pass."""
+    gradients, kept = [], []
+    for checkpoint_blocks in (False, True):
+        model = make_task(tokenizer, drop_path=0.5).model
+        model.checkpoint_blocks = checkpoint_blocks
+        batch = make_task(tokenizer).tokens(cache.batch("train", torch.arange(BATCH).numpy()))
+        saved = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model.train().loss(batch, label_drop=0.3).per_token_avg_B.mean()
+        loss.backward()
+        kept.append(saved)
+        gradients.append((loss.detach(), *(p.grad for p in model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
+def test_fp16_gradients_are_clipped_after_unscaling(tokenizer: VQAutoencoder) -> None:
+    """A fused optimiser would unscale them only in its step, so it is not used there."""
+    task = make_task(tokenizer)
+    for precision, fused in (("16-mixed", False), ("bf16-mixed", True), ("32-true", True)):
+        task._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+        assert task.configure_optimizers()["optimizer"].defaults["fused"] is fused
 
 
 def test_ctrl_c_is_heard_between_two_steps(tmp_path: Path, cache: TokenCache, tokenizer: VQAutoencoder) -> None:

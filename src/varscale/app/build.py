@@ -18,6 +18,7 @@ from varscale.models.var import VAR
 from varscale.schedule import ScaleSchedule
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.training.optim import Optimisation
+from varscale.training.progressive import Progressive
 
 
 def build(section: str, node: DictConfig, **extra: Any) -> Any:
@@ -75,6 +76,12 @@ def build_optim(cfg: DictConfig) -> Optimisation:
     return optim
 
 
+def build_progressive(cfg: DictConfig) -> Progressive | None:
+    """The progressive training of ``train``, if any."""
+    node = cfg.train.progressive
+    return None if node is None else Progressive(**{str(key): value for key, value in node.items()})
+
+
 def device_of(cfg: DictConfig) -> torch.device:
     """The device that single-process verbs run on. Raises ``ConfigError`` when a GPU is asked for and there is none."""
     if cfg.trainer.accelerator == "gpu":
@@ -91,6 +98,11 @@ def use_threads(cfg: DictConfig) -> None:
     if cfg.trainer.threads < 1:
         raise ConfigError(f"trainer.threads is {cfg.trainer.threads}; it must be at least 1")
     torch.set_num_threads(cfg.trainer.threads)
+
+
+def arithmetic(cfg: DictConfig) -> torch.dtype:
+    """The dtype of training's matrix products."""
+    return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(cfg.trainer.precision[:4], torch.float32)
 
 
 def device_name(device: torch.device) -> str:

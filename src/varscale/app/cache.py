@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from varscale.app.build import build_source, device_of, use_threads
 from varscale.app.config import ConfigError
 from varscale.app.identity import SOURCE_FILE, data_identity
+from varscale.app.ranks import join
 from varscale.cache.writer import write_cache
 from varscale.data.source import ImageSource
 from varscale.records import write_json
@@ -19,31 +20,39 @@ log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> None:
-    """Write the token cache of the study, continuing after an interruption."""
+    """Write the token cache of the study, continuing after an interruption; one process a device."""
     use_threads(cfg)
+    device_of(cfg)
+    fabric = join(cfg)
+    if fabric is None:
+        return
     tokenizer, source = load_tokenizer(Path(cfg.paths.tokenizer)), build_source(cfg)
-    device = device_of(cfg)
     if source.resolution != tokenizer.resolution:
         raise ConfigError(
             f"data.resolution is {source.resolution} px, but the tokenizer in {cfg.paths.tokenizer} takes "
             f"{tokenizer.resolution} px; set data.resolution={tokenizer.resolution}"
         )
     manifest = write_cache(
-        tokenizer.to(device),
+        tokenizer.to(fabric.device),
         source,
         Path(cfg.paths.cache),
         train_images=images(source, "train", cfg.cache.train_images),
         val_images=images(source, "val", cfg.cache.val_images),
+        crops=cfg.cache.crops,
         shard_images=cfg.cache.shard_images,
         batch=cfg.cache.batch,
         store_inputs=cfg.cache.store_inputs,
-        device=device,
+        device=fabric.device,
         precision=cfg.cache.precision,
+        workers=cfg.trainer.workers,
     )
+    if not fabric.is_global_zero:
+        return
     write_json(Path(cfg.paths.cache) / SOURCE_FILE, {"data_id": data_identity(cfg)})
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.images.items())
-    log.info("%s images of %s as %s tokens each in %s", counts, source.name, manifest.scale_schedule.num_tokens,
-             cfg.paths.cache)  # fmt: skip
+    crops = f" ({manifest.crops} crops of each training image)" if manifest.crops > 1 else ""
+    log.info("%s images%s of %s as %s tokens each in %s", counts, crops, source.name,
+             manifest.scale_schedule.num_tokens, cfg.paths.cache)  # fmt: skip
 
 
 def images(source: ImageSource, split: str, wanted: int | None) -> int:

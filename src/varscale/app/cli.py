@@ -1,6 +1,7 @@
 """The command line: ``varscale VERB [overrides]``. Explains itself without importing torch or Hydra.
 
-A verb is the module ``varscale.app.VERB`` with ``main(cfg)``; `varscale.app.entry` composes its configuration.
+A verb is the module ``varscale.app.VERB`` with ``main(cfg)``; `varscale.app.entry` composes its configuration from
+``conf/VERB.yaml`` and checks it against a class of `varscale.app.schema`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from varscale import __version__
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb does, in a line and in full, and how it is called."""
+    """What a verb does, in a line and in full, and how it is called.
+
+    ``module`` is its module where that cannot bear the verb's name, ``schema`` the class of its configuration; only a
+    verb of a study has the groups.
+    """
 
     summary: str
     text: str
     examples: tuple[str, ...]
+    module: str | None = None
+    schema: str = "StudyConfig"
 
 
 VERBS = {
@@ -38,8 +45,9 @@ VERBS = {
     "cache": Verb(
         "encode images to tokens, once for all runs",
         "Writes the token maps of the data set, with checksums, so that training needs no tokenizer.\n"
-        "An interrupted cache is continued.",
-        ("varscale cache", "varscale cache data=cifar10"),
+        "An interrupted cache is continued. With trainer.devices=N, N processes divide the work, also as tasks of\n"
+        "torchrun or Slurm; on several machines, which share the folder, with trainer.num_nodes as well.",
+        ("varscale cache", "varscale cache data=cifar10", "varscale cache data=imagenet trainer=gpu trainer.devices=8"),
     ),
     "train": Verb(
         "train a transformer (stage 2); with -m sweeps=NAME, all runs of a sweep",
@@ -54,8 +62,58 @@ VERBS = {
     ),
     "sample": Verb(
         "draw images from a trained model",
-        "Samples with guidance and top-k, and writes the images and the coarse-to-fine strip of one of them.",
-        ("varscale sample", "varscale sample model.width=64"),
+        "Draws with guidance, top-k and top-p, and writes the images as one picture and the coarse-to-fine strip of\n"
+        "the first; with sample.format=png or npz any number of images, which an interrupted command continues.",
+        (
+            "varscale sample",
+            "varscale sample sample.run=models/var_d16 sample.format=npz sample.out=fid sample.per_class=50 "
+            "sample.top_k=900 sample.top_p=0.96",
+        ),
+    ),
+    "edit": Verb(
+        "in-painting, out-painting and class-conditional editing of an image",
+        "Keeps the tokens of one region of the image and draws the others anew, without training. Writes the image,\n"
+        "the selection and the results side by side, and each result.",
+        (
+            "varscale edit edit.run=models/var_d16 edit.image=photo.jpg 'edit.box=[0.25,0.25,0.75,0.75]'",
+            "varscale edit edit.run=models/var_d16 edit.image=photo.jpg edit.mask=m.png edit.mode=outpaint",
+            "varscale edit edit.run=models/var_d16 edit.image=photo.jpg edit.mask=m.png edit.mode=class edit.label=7",
+        ),
+    ),
+    "inspect": Verb(
+        "what a model sees: coarse-to-fine animation, attention maps",
+        "Decodes images after each scale, and shows what their tokens attend to, head by head and scale by scale: of\n"
+        "images drawn from the model, held-out images, or an image file.",
+        (
+            "varscale inspect",
+            "varscale inspect inspect.run=models/var_d16 inspect.image=photo.jpg 'inspect.queries=[[9,8,8],[5,2,3]]'",
+            "varscale inspect inspect.held_out=0 inspect.block=1",
+        ),
+    ),
+    "import": Verb(
+        "read released VAR checkpoints into a model folder",
+        "Reads transformer and tokenizer by their released names (.pth or .safetensors; nothing is executed), and\n"
+        "writes a folder that sample, edit and export take, and cache and train as paths.tokenizer.\n"
+        "Keys: tokenizer, model, out, schedule (256, 512, or 1-2-3-...; where the file does not tell it), hub and\n"
+        "revision (a Hub repository that tokenizer and model are files of).",
+        (
+            "varscale import tokenizer=vae_ch160v4096z32.pth model=var_d16.pth out=models/var_d16",
+            "varscale import hub=FoundationVision/var tokenizer=vae_ch160v4096z32.pth model=var_d16.pth out=models/d16",
+        ),
+        module="importing",
+        schema="ImportConfig",
+    ),
+    "export": Verb(
+        "write a trained model for others: released names, or a folder with a model card",
+        "Takes a finished run, or a model folder, and writes var.pth and vae.pth (or .safetensors) by the released\n"
+        "names, or a model folder, each with a model card.\n"
+        "Keys: run, out, format (pth, safetensors, varscale), paths.tokenizer (where the run's own has moved).",
+        (
+            "varscale export 'run=\"outputs/depth/runs/model.depth=16,seed=0\"' out=var_d16 format=pth",
+            "varscale export run=models/var_d16 out=shared/var_d16 format=safetensors",
+        ),
+        module="exporting",
+        schema="ExportConfig",
     ),
     "collect": Verb(
         "merge the records of all runs into runs.csv and curves.csv",
@@ -111,7 +169,10 @@ def describe(name: str) -> str:
 
     root = resources_root()
     verb = VERBS[name]
-    groups = [f"  {group:<11} {', '.join(choices)}" for group, choices in group_choices(root).items()]
+    groups: list[str] = []
+    if verb.schema == "StudyConfig":
+        groups = [f"groups (in {root}):"]
+        groups += [f"  {group:<11} {', '.join(choices)}" for group, choices in group_choices(root).items()] + [""]
     lines = [
         f"usage: varscale {name} [overrides]",
         "",
@@ -120,9 +181,7 @@ def describe(name: str) -> str:
         "examples:",
         *(f"  {example}" for example in verb.examples),
         "",
-        f"groups (in {root}):",
         *groups,
-        "",
         OPTIONS,
     ]
     return "\n".join(lines)

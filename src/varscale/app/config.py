@@ -2,7 +2,8 @@
 
 Hydra accepts ``+typo=x`` and any key in a sweep's file. So the composed config is compared, key by key, with the
 reference: the same choice of group files without overrides and without the overlays (sweeps, experiment, debug), merged
-into the typed schema `varscale.app.schema.StudyConfig`. An empty mapping in the reference is open: it takes any key.
+into the typed schema of the verb, a class of `varscale.app.schema`. An empty mapping in the reference is open: it takes
+any key.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from varscale.app.cli import VERBS
 
 OVERLAYS = ("experiment", "debug", "sweeps")  # groups whose files set values of other groups
 
@@ -37,8 +40,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def reference(hydra: DictConfig) -> DictConfig:
-    """The config of the same group files without overrides and overlays. Needs the Hydra instance that composed it."""
-    from varscale.app.schema import StudyConfig
+    """The config of the same group files without overrides and overlays, in the schema of the verb.
+
+    Needs the Hydra instance that composed it.
+    """
+    from varscale.app import schema
 
     choices: Mapping[str, str | None] = hydra.runtime.choices
     overrides = [
@@ -50,7 +56,7 @@ def reference(hydra: DictConfig) -> DictConfig:
     composed = loader.load_configuration(hydra.job.config_name, overrides, run_mode=RunMode.RUN)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
-    return _typed(StudyConfig, composed)
+    return _typed(getattr(schema, VERBS[hydra.job.config_name].schema), composed)
 
 
 def checked(cfg: DictConfig, known: DictConfig) -> DictConfig:
@@ -63,13 +69,13 @@ def checked(cfg: DictConfig, known: DictConfig) -> DictConfig:
     Raises:
         ConfigError: lists every unknown key, wrong type and value that is not given.
     """
-    from varscale.app.schema import StudyConfig
-
     plain_known = OmegaConf.to_container(known, resolve=False)
     problems = list(_unknown(OmegaConf.to_container(cfg, resolve=False), plain_known, ""))
     if problems:
         raise ConfigError("\n".join(problems))
-    merged = _typed(StudyConfig, cfg)
+    schema = OmegaConf.get_type(known)
+    assert schema is not None
+    merged = _typed(schema, cfg)
     try:
         missing = sorted(OmegaConf.missing_keys(cfg) | OmegaConf.missing_keys(merged))
         OmegaConf.resolve(merged)

@@ -1,4 +1,4 @@
-"""Runs Hydra for a verb: composes, checks, calls ``varscale.app.VERB.main(cfg)``, and turns errors into exit codes.
+"""Runs Hydra for a verb: composes, checks, calls the verb's ``main(cfg)``, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 failed (with a traceback, or a sweep with a failed run); 2 an error of the user's, told in one
 message without a traceback (HYDRA_FULL_ERROR=1 shows it); 130 interrupted.
@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from varscale.app import resources
+from varscale.app.cli import VERBS
 from varscale.app.config import ConfigError, checked, compact, did_you_mean, keys, reference
 from varscale.app.launcher import SweepError, register
 
@@ -117,8 +118,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         SweepsSearchPath.user_folder = None
     Plugins.instance().register(SweepsSearchPath)
     register()
-    conf = resources.resources_root() / "conf"
-    with initialize_config_dir(config_dir=str(conf), job_name=verb, version_base="1.3"):
+    with initialize_config_dir(config_dir=str(resources.conf_folder(verb)), job_name=verb, version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -150,7 +150,8 @@ def _call(cfg: DictConfig) -> Exception | None:
         config = checked(cfg, reference(hydra))
         if hydra.mode == RunMode.RUN:
             _refuse_half_a_sweep(hydra)
-        importlib.import_module(f"varscale.app.{hydra.job.config_name}").main(config)
+        verb = hydra.job.config_name
+        importlib.import_module(f"varscale.app.{VERBS[verb].module or verb}").main(config)
     except Exception as error:
         return error
     return None

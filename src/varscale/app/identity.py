@@ -20,6 +20,8 @@ INCIDENTAL = {
     "stage1": ("checkpoint_every", "validate_every"),
     "train": ("checkpoint_every", "val_batch"),
 }
+# Options that came later do not change the id of a run that leaves them off.
+OFF: dict[str, dict[str, Any]] = {"stage1": {"ema_decay": None}, "train": {"progressive": None}}
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
 SOURCE_FILE = "source.json"  # beside the cache's manifest: the id of the data settings it was written from
@@ -33,10 +35,16 @@ def scientific(cfg: DictConfig) -> dict[str, Any]:
     for section in SECTIONS:
         value = plain[section]
         if isinstance(value, Mapping):
-            value = {key: v for key, v in value.items() if key not in INCIDENTAL.get(section, ())}
+            dropped = set(INCIDENTAL.get(section, ()))
+            dropped |= {key for key, off in OFF.get(section, {}).items() if value.get(key) == off}
+            value = {key: v for key, v in value.items() if key not in dropped}
         kept[section] = value
     # Cached images limit what a run can see; arithmetic is part of the result, the device is not.
     kept["train_images"] = plain["cache"]["train_images"] if plain["train"]["source"] == "cache" else None
+    if plain["train"]["source"] == "cache":
+        # Told only where they are not the defaults, so that a run keeps the id it had before there was a choice.
+        defaults = {"crops": 1, "precision": "fp32"}
+        kept |= {f"cache_{key}": plain["cache"][key] for key, v in defaults.items() if plain["cache"][key] != v}
     kept["val_images"] = plain["cache"]["val_images"]
     kept["precision"] = plain["trainer"]["precision"]
     return kept

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from varscale.app.build import build_model, build_optim, device_of, use_threads
+from varscale.app.build import arithmetic, build_model, build_optim, build_progressive, device_of, use_threads
 from varscale.app.config import ConfigError, did_you_mean
 from varscale.app.sweeps import PlannedRun, planned_runs
 from varscale.codes import CodeSpec
@@ -29,6 +29,7 @@ from varscale.schedule import ScaleSchedule
 from varscale.tokenizers.tokens import TokenBatch
 from varscale.training.device import synchronize
 from varscale.training.optim import build_adamw
+from varscale.training.progressive import spent, stage_costs, stages_of
 
 PLAN_FILE = "plan.json"
 ASSUMED_MFU = 0.4  # of a stated device's dense bf16 peak; measure yours and compare
@@ -86,10 +87,12 @@ def main(cfg: DictConfig) -> None:
         use_threads(cfg)
     models = [meta_model(run.cfg) for run in runs]
     costs = [train_flops_per_image(model, run.cfg.train.flops_rule) for run, model in zip(runs, models, strict=True)]
+    totals = [planned(run.cfg, model) for run, model in zip(runs, models, strict=True)]
     memories = [memory(run.cfg, model) for run, model in zip(runs, models, strict=True)]
     step_seconds, basis = time_a_step(cfg, runs, costs, memories)
     plans = []
-    for run, model, flops, kept, seconds in zip(runs, models, costs, memories, step_seconds, strict=True):
+    measured = zip(runs, models, costs, totals, memories, step_seconds, strict=True)
+    for run, model, cost, (tokens, flops), kept, seconds in measured:
         counts = count_parameters(model)
         images = float(run.cfg.train.steps * run.cfg.train.batch)
         plans.append(
@@ -102,18 +105,26 @@ def main(cfg: DictConfig) -> None:
                 params_blocks=counts.params_blocks,
                 params_nonembed=counts.params_nonembed,
                 params_total=counts.params_total,
-                flops=images * flops,
-                tokens=images * model.schedule.num_tokens,
+                flops=flops,
+                tokens=tokens,
                 images=images,
                 steps=run.cfg.train.steps,
                 batch=run.cfg.train.batch,
                 memory_bytes=kept.total,
-                seconds=seconds * (run.cfg.train.steps + measuring_steps(run.cfg)),
+                # Steps that train coarse scales only take their share of a whole step.
+                seconds=seconds * (flops / (run.cfg.train.batch * cost) + measuring_steps(run.cfg)),
             )
         )
     print(table(plans, basis, cfg.train.flops_rule))
     path = Path(cfg.paths.study) / PLAN_FILE
     write_json(path, {"design": cfg.design, "basis": basis, "runs": [asdict(plan) for plan in plans]})
+
+
+def planned(cfg: DictConfig, model: VAR) -> tuple[float, float]:
+    """Tokens and FLOPs of the whole run."""
+    optim, steps = build_optim(cfg), cfg.train.steps
+    stages = stages_of(build_progressive(cfg), optim, steps=steps, num_scales=model.schedule.num_scales)
+    return spent(stage_costs(stages, model, cfg.train.flops_rule), steps, cfg.train.batch)
 
 
 def measuring_steps(cfg: DictConfig) -> float:
@@ -128,18 +139,15 @@ def meta_model(cfg: DictConfig) -> VAR:
     if classes is None:
         raise ConfigError("data.num_classes is not set, and plan reads no data; give it as data.num_classes=NUMBER")
     with torch.device("meta"):
-        return build_model(
+        model = build_model(
             cfg,
             schedule=ScaleSchedule.parse(cfg.tokenizer.schedule),
             code=CodeSpec.index(cfg.tokenizer.vocabulary),
             latent_channels=cfg.tokenizer.latent_channels,
             num_classes=classes,
         )
-
-
-def arithmetic(cfg: DictConfig) -> torch.dtype:
-    """The dtype of training's matrix products."""
-    return {"bf16": torch.bfloat16, "16-m": torch.float16}.get(cfg.trainer.precision[:4], torch.float32)
+    model.checkpoint_blocks = cfg.trainer.checkpoint_blocks
+    return model
 
 
 def memory(cfg: DictConfig, model: VAR) -> StepMemory:
@@ -197,6 +205,7 @@ def measure_step(cfg: DictConfig) -> float:
         latent_channels=channels,
         num_classes=cfg.data.num_classes,
     ).to(device)
+    model.checkpoint_blocks = cfg.trainer.checkpoint_blocks
     optimizer, _ = build_adamw(model, build_optim(cfg), lr_peak=1e-4, steps=1)
     L, n_0 = schedule.num_tokens, schedule.tokens_per_scale[0]
     tokens = TokenBatch(

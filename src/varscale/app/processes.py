@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PARENT_VARIABLE = "VARSCALE_PARENT_PID"
@@ -39,15 +39,20 @@ def follow_parent() -> None:
 
 
 def spawn(
-    command: Sequence[str], *, console: Path | None = None, threads: int | None = None
+    command: Sequence[str],
+    *,
+    console: Path | None = None,
+    threads: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` (a varscale command line: it must call `follow_parent`).
 
     Args:
         console: file to which its output and errors are appended; None shows them on this process's own.
         threads: OpenMP and MKL threads; None leaves the environment as it is.
+        variables: of the environment, beside this process's own.
     """
-    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())} | dict(variables or {})
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if console is None:

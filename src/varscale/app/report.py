@@ -9,10 +9,19 @@ from omegaconf import DictConfig
 
 from varscale.app.fit import analyse_study
 from varscale.app.identity import TOKENIZER_FILE
-from varscale.records import RUN_FILE, Run, read_json, read_run
+from varscale.app.run_folders import (
+    ANIMATION,
+    ATTENTION_HEADS,
+    ATTENTION_SCALES,
+    ATTENTION_SHARES,
+    SAMPLES,
+    STRIP,
+    first_of_each_size,
+)
+from varscale.records import Run, read_json
 from varscale_analysis.report import ReportImage, write_report
 
-RECONSTRUCTIONS, SAMPLES, STRIP = "reconstructions.png", "samples.png", "coarse_to_fine.png"
+RECONSTRUCTIONS = "reconstructions.png"
 
 
 def main(cfg: DictConfig) -> None:
@@ -27,7 +36,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def images(tokenizer: Path, runs: Path) -> list[ReportImage]:
-    """Reconstructions, then one grid of samples a size (its first seed), then the strip of the largest size."""
+    """Reconstructions, then one grid of samples a size (its first seed), then what the largest size sees."""
     shown = []
     if (tokenizer / RECONSTRUCTIONS).exists():
         caption = "Held-out images, and how the tokenizer rebuilds them from the scales so far."
@@ -37,25 +46,38 @@ def images(tokenizer: Path, runs: Path) -> list[ReportImage]:
         caption = f"{run.params_total:,} parameters, L_avg {run.val_nats_per_token_avg:.4f} nat/token, seed {run.seed}"
         shown.append(ReportImage(f"Samples, width {run.width}, depth {run.depth}", caption, folder / SAMPLES))
     if sizes:
-        run, folder = sizes[-1]
-        caption = f"Samples of the largest model ({run.params_total:,} parameters) after each scale."
-        shown.append(ReportImage("Coarse to fine", caption, folder / STRIP))
+        shown += views(*sizes[-1])
     return shown
 
 
-def first_of_each_size(runs: Path) -> list[tuple[Run, Path]]:
-    """The finished, sampled run of the lowest seed of every size, smallest size first."""
-    found: dict[int, tuple[Run, Path]] = {}
-    for folder in sorted(runs.glob("*/")):
-        if not (folder / RUN_FILE).exists() or not (folder / SAMPLES).exists():
-            continue
-        run = read_run(folder)
-        if (
-            run.status == "finished"
-            and run.seed < found.get(run.params_total, (run.replace(seed=2**62), folder))[0].seed
-        ):
-            found[run.params_total] = (run, folder)
-    return [found[size] for size in sorted(found)]
+def views(run: Run, folder: Path) -> list[ReportImage]:
+    """The strip of the largest model, and what ``varscale sample`` has written of its animation and attention."""
+    of = f"the largest model ({run.params_total:,} parameters)"
+    relative = "Colour is the weight over that of uniform attention; above a map stands the share of its scale."
+    wanted = [
+        ReportImage("Coarse to fine", f"Samples of {of} after each scale.", folder / STRIP),
+        ReportImage("Coarse to fine, animated", f"Samples of {of}, one frame a scale.", folder / ANIMATION),
+        ReportImage(
+            "Where the attention of each scale goes",
+            f"Rows: the scale that is predicted; columns: the scale it looks at. Samples of {of}, beside "
+            "what attention would be if every visible token had the same weight.",
+            folder / ATTENTION_SHARES,
+            pixels=False,
+        ),
+        ReportImage(
+            "Attention of one place at every scale",
+            f"A row is a query, outlined on the finished sample; the maps are what it looks at, in {of}. {relative}",
+            folder / ATTENTION_SCALES,
+            pixels=False,
+        ),
+        ReportImage(
+            "Attention head by head",
+            f"One query of the finest map in the middle block of {of}. {relative}",
+            folder / ATTENTION_HEADS,
+            pixels=False,
+        ),
+    ]
+    return [image for image in wanted if image.path.name == STRIP or image.path.exists()]
 
 
 def tokenizer_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+STANDALONE = "standalone"  # the folder in conf/ of verbs that belong to no study
+
 
 def resources_root() -> Path:
     """The absolute folder that with ``conf/`` and ``sweeps/``. Raises ``ValueError`` when neither place has them."""
@@ -20,7 +22,17 @@ def resources_root() -> Path:
     )
 
 
+def conf_folder(verb: str) -> Path:
+    """The folder of a verb's root config: ``conf/``, and for a verb of no study ``conf/standalone/``.
+
+    There ``tokenizer=FILE`` is a key; beside the folder ``conf/tokenizer/`` Hydra would take it for the group.
+    """
+    conf = resources_root() / "conf"
+    return conf / STANDALONE if (conf / STANDALONE / f"{verb}.yaml").exists() else conf
+
+
 def group_choices(root: Path) -> dict[str, tuple[str, ...]]:
     """The groups under ``conf/``, and ``sweeps``, each with the names of its YAML files, sorted."""
-    folders = [*sorted(path for path in (root / "conf").iterdir() if path.is_dir()), root / "sweeps"]
+    groups = sorted(path for path in (root / "conf").iterdir() if path.is_dir() and path.name != STANDALONE)
+    folders = [*groups, root / "sweeps"]
     return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}

@@ -1,58 +1,153 @@
-"""varscale sample: a grid of images for every finished run of the study (or one run), and a coarse-to-fine strip.
+"""varscale sample: images from trained models.
 
-Image i of class c is drawn from the same random stream in every run, so that sizes can be compared image by image.
+By default a grid and a coarse-to-fine strip for every finished run of the study; with ``sample.format=png`` or ``npz``,
+any number of images on disk, which an interrupted command continues. Image i of class c is drawn from the same random
+stream in every run, so that sizes can be compared image by image.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from varscale.app.build import build_model, device_of, use_threads
+from varscale.app.build import device_of, use_threads
 from varscale.app.config import ConfigError
-from varscale.app.identity import CONFIG_FILE
-from varscale.evaluation.pictures import grid_picture, strip_picture
-from varscale.models.sampling import Sampler, sample
-from varscale.models.storage import load_weights, stored_classes
+from varscale.app.model_folder import open_model
+from varscale.app.run_folders import SAMPLES, largest_run
+from varscale.app.views import write_strip, write_views
+from varscale.evaluation.image_files import FORMATS, MANIFEST, open_image_files
+from varscale.evaluation.pictures import grid_picture, to_bytes
+from varscale.models.sampling import Generated, Sampler, generate
+from varscale.models.storage import fingerprint
 from varscale.models.var import VAR
 from varscale.records import RUN_FILE, RecordError, atomic_write, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
-from varscale.tokenizers.storage import load_tokenizer
 
-SAMPLES = "samples.png"
-STRIP = "coarse_to_fine.png"
-STRIP_IMAGES = 4
+GRID, FOLDER = "grid", "samples"
+PRECISIONS = ("fp32", "bf16")
 log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> None:
-    """Write ``samples.png`` and ``coarse_to_fine.png`` into the folder of each run."""
+    """Write the pictures of each run into its folder, or into ``sample.out``."""
     use_threads(cfg)
-    device = device_of(cfg)
+    device, settings = device_of(cfg), cfg.sample
+    sampler = sampler_of(settings)
+    if settings.format not in (GRID, *FORMATS):
+        raise ConfigError(f"sample.format is {settings.format!r}; it must be one of {', '.join((GRID, *FORMATS))}")
+    for key in ("images", "per_class", "batch"):
+        if settings[key] is not None and settings[key] < 1:
+            raise ConfigError(f"sample.{key} is {settings[key]}; it must be at least 1")
+    runs = [Path(settings.run)] if settings.run is not None else finished_runs(Path(cfg.paths.runs))
+    if settings.out is not None and len(runs) > 1:
+        raise ConfigError(f"sample.out is one folder for {len(runs)} runs; name one of them as sample.run=FOLDER")
+    write = write_grid if settings.format == GRID else write_files
+    for run in tqdm(runs, desc="sampling", unit="run", disable=len(runs) == 1):
+        model, tokenizer = open_model(run, cfg)
+        sampler.check(model.schedule.num_scales, tokenizer.pyramid.quantizer.vocabulary)
+        with torch.no_grad(), arithmetic(settings.precision, device):
+            write(cfg, run, model.to(device), tokenizer.to(device))
+
+
+def write_grid(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder) -> None:
+    """All images as one picture, and a strip of the first; of the study's largest run also animation and attention."""
     settings = cfg.sample
-    sampler = Sampler(
-        guidance=settings.guidance, top_k=settings.top_k, top_p=settings.top_p, temperature=settings.temperature
+    folder = run if settings.out is None else Path(settings.out)
+    drawn = list(batches(cfg, model, tokenizer, range(image_count(settings, model))))
+    pixels_B3RR = torch.cat([tokenizer.decode_latent(batch.latent_BCHW).cpu() for _, batch in drawn])
+    save(grid_picture(pixels_B3RR), folder / SAMPLES)
+    numbers, first = drawn[0]
+    strip = write_strip(folder, tokenizer, first.ids_BL)
+    if settings.run is None and run == largest_run(Path(cfg.paths.runs)):
+        write_views(folder, model, tokenizer, first.ids_BL, labels_of(numbers, settings, model).to(device_of(cfg)))
+    log.info("%s and %s in %s", SAMPLES, strip.name, folder)
+
+
+def write_files(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder) -> None:
+    """Every image on its own, or all in an archive, with a manifest; what is there already is kept."""
+    settings = cfg.sample
+    total = image_count(settings, model)
+    files = open_image_files(
+        run / FOLDER if settings.out is None else Path(settings.out),
+        settings.format,
+        images=total,
+        resolution=tokenizer.resolution,
+        settings={
+            "model": fingerprint(model),
+            "tokenizer": tokenizer.fingerprint,
+            "sampler": _plain(asdict(sampler_of(settings))),
+            "seed": settings.seed,
+            "labels": None if settings.labels is None else list(settings.labels),  # in turn; null: all classes
+            "precision": settings.precision,
+        },
     )
-    if settings.images < 1:
-        raise ConfigError(f"sample.images is {settings.images}; it must be at least 1")
-    tokenizer = load_tokenizer(Path(cfg.paths.tokenizer)).to(device)
-    folders = [Path(settings.run)] if settings.run is not None else finished_runs(Path(cfg.paths.runs))
-    for folder in tqdm(folders, desc="sampling", unit="run"):
-        model = load_run(folder, tokenizer, device)
-        labels_B = labels(settings.labels, settings.images, model.num_classes).to(device)
-        ids_BL = sample(model, tokenizer.pyramid, labels_B, sampler=sampler, seed=settings.seed)
-        with torch.no_grad():
-            save(grid_picture(tokenizer.decode(ids_BL)), folder / SAMPLES)
-            stages = [tokenizer.decode_latent(f) for f in tokenizer.pyramid.partial_sums(ids_BL[:STRIP_IMAGES])]
-            save(strip_picture(stages, tokenizer.schedule), folder / STRIP)
-        log.info("%s and %s in %s", SAMPLES, STRIP, folder)
+    missing = files.missing()
+    with tqdm(total=total, initial=total - len(missing), desc=str(run), unit="image") as bar:
+        for numbers, batch in batches(cfg, model, tokenizer, missing):
+            files.write(numbers, to_bytes(tokenizer.decode_latent(batch.latent_BCHW)))
+            bar.update(len(numbers))
+    log.info("%s images and %s: %s", total, MANIFEST, files.finish())
+
+
+def batches(
+    cfg: DictConfig, model: VAR, tokenizer: VQAutoencoder, numbers: Sequence[int]
+) -> Iterator[tuple[list[int], Generated]]:
+    """Draws the images of these numbers, ``sample.batch`` at a time; an image's class goes by its number."""
+    settings, device = cfg.sample, device_of(cfg)
+    sampler = sampler_of(settings)
+    # Batches start at multiples of their size, so that a continued command repeats those of an undisturbed one.
+    for _, group in groupby(numbers, key=lambda number: number // settings.batch):
+        images = list(group)
+        labels_B = labels_of(images, settings, model).to(device)
+        yield images, generate(model, tokenizer.pyramid, labels_B, sampler=sampler, seed=settings.seed, images=images)
+
+
+def labels_of(numbers: Sequence[int], settings: DictConfig, model: VAR) -> Tensor:
+    """The classes (B,) of the images of these numbers."""
+    order = classes(settings.labels, model.num_classes)
+    return torch.tensor([order[number % len(order)] for number in numbers])
+
+
+def sampler_of(settings: DictConfig) -> Sampler:
+    """The sampler of the section ``sample`` or ``edit``."""
+    per_scale = {name: settings[f"{name}_per_scale"] for name in ("guidance", "temperature")}
+    own = {name: settings[name] if values is None else tuple(values) for name, values in per_scale.items()}
+    return Sampler(top_k=settings.top_k, top_p=settings.top_p, smooth=settings.smooth, **own)
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """What transformer and decoder compute in; the quantiser is always float32."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def image_count(settings: DictConfig, model: VAR) -> int:
+    """How many images: ``sample.images``, or ``sample.per_class`` of each class."""
+    order = classes(settings.labels, model.num_classes)
+    return int(settings.images) if settings.per_class is None else int(settings.per_class) * len(order)
+
+
+def classes(wanted: Sequence[int] | None, num_classes: int) -> list[int]:
+    """The classes that images have in turn: those given, or all. Raises ``ConfigError`` for one that does not exist."""
+    chosen = list(range(num_classes)) if wanted is None else list(wanted)
+    outside = [label for label in chosen if not 0 <= label <= num_classes]
+    if outside or not chosen:
+        raise ConfigError(
+            f"sample.labels is {chosen}; the model's classes are 0 to {num_classes - 1}, and {num_classes} draws "
+            "without a class"
+        )
+    return chosen
 
 
 def finished_runs(runs: Path) -> list[Path]:
@@ -68,34 +163,12 @@ def finished_runs(runs: Path) -> list[Path]:
     return [folder for _, folder in sorted(found)]
 
 
-def load_run(folder: Path, tokenizer: VQAutoencoder, device: torch.device) -> VAR:
-    """The trained model of a run. Raises ``RecordError`` when it belongs to another tokenizer or is not finished."""
-    run = read_run(folder)
-    if run.tokenizer_id != tokenizer.fingerprint:
-        raise RecordError(
-            f"{folder} was trained on tokenizer {run.tokenizer_id}, the study's is {tokenizer.fingerprint}; "
-            "launch the sweep again, or sample with the other tokenizer by paths.tokenizer=FOLDER"
-        )
-    cfg = OmegaConf.load(folder / CONFIG_FILE)
-    assert isinstance(cfg, DictConfig)
-    model = build_model(
-        cfg,
-        schedule=tokenizer.schedule,
-        code=tokenizer.code,
-        latent_channels=tokenizer.latent_channels,
-        num_classes=stored_classes(folder),
-    )
-    load_weights(folder, model)
-    return model.to(device).eval()
-
-
-def labels(wanted: Sequence[int] | None, images: int, num_classes: int) -> Tensor:
-    """(images,) int64: the given classes, repeated, or all classes in turn."""
-    classes = list(range(num_classes)) if wanted is None else list(wanted)
-    return torch.tensor([classes[i % len(classes)] for i in range(images)])
-
-
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG atomically."""
     with atomic_write(path) as file:
         picture.save(file, format="PNG")
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    """As JSON gives them back: lists for tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

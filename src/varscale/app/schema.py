@@ -1,4 +1,4 @@
-"""The typed schema every composed configuration is merged into: an unknown key or a wrong type is an error.
+"""The typed schemas a composed configuration is merged into, a study's or its verb's own: an unknown key or a wrong type is an error.
 
 The meaning of each key stands beside its default in ``conf/``. Group nodes (data, tokenizer, model, optim) name their
 class by ``_target_`` and are checked against its signature when they are built.
@@ -22,6 +22,7 @@ class Stage1:
     val_images: int = MISSING
     validate_every: int | None = None
     checkpoint_every: int = MISSING
+    ema_decay: float | None = None
     optim: dict[str, Any] = field(default_factory=dict)
 
 
@@ -31,10 +32,20 @@ class Cache:
 
     train_images: int | None = None
     val_images: int | None = None
+    crops: int = MISSING
     shard_images: int = MISSING
     batch: int = MISSING
     precision: str = MISSING
     store_inputs: bool = MISSING
+
+
+@dataclass
+class Progressive:
+    """Coarse scales first."""
+
+    first: int = MISSING
+    until: float = MISSING
+    ramp: float = MISSING
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Train:
     steps: int = MISSING
     batch: int = MISSING
     label_drop: float = MISSING
+    progressive: Progressive | None = None
     evaluations: int = MISSING
     val_images: int | None = None
     val_batch: int = MISSING
@@ -53,17 +65,59 @@ class Train:
 
 
 @dataclass
-class Sample:
-    """Pictures drawn from trained models."""
+class Draws:
+    """How tokens are drawn."""
 
-    run: str | None = None
-    images: int = MISSING
+    seed: int = MISSING
     guidance: float = MISSING
+    guidance_per_scale: list[float] | None = None
     top_k: int = MISSING
     top_p: float = MISSING
     temperature: float = MISSING
-    seed: int = MISSING
+    temperature_per_scale: list[float] | None = None
+    smooth: bool = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class Sample(Draws):
+    """Pictures drawn from trained models."""
+
+    run: str | None = None
+    format: str = MISSING
+    out: str | None = None
+    images: int = MISSING
+    per_class: int | None = None
+    batch: int = MISSING
     labels: list[int] | None = None
+
+
+@dataclass
+class Edit(Draws):
+    """A user's image, edited."""
+
+    run: str | None = None
+    image: str | None = None
+    mode: str = MISSING
+    box: list[float] | None = None
+    mask: str | None = None
+    label: int | None = None
+    images: int = MISSING
+    out: str = MISSING
+
+
+@dataclass
+class Inspect:
+    """What a model sees."""
+
+    run: str | None = None
+    image: str | None = None
+    held_out: int | None = None
+    images: int = MISSING
+    label: int | None = None
+    queries: list[list[int]] | None = None
+    block: int | None = None
+    out: str | None = None
 
 
 @dataclass
@@ -90,11 +144,13 @@ class Trainer:
 
     accelerator: str = MISSING
     devices: int = MISSING
+    num_nodes: int = 1
     accumulate: int = MISSING
     precision: str = MISSING
     threads: int | None = None
     workers: int = MISSING
     compile: bool = MISSING
+    checkpoint_blocks: bool = MISSING
 
 
 @dataclass
@@ -132,6 +188,8 @@ class StudyConfig:
     cache: Cache = field(default_factory=Cache)
     train: Train = field(default_factory=Train)
     sample: Sample = field(default_factory=Sample)
+    edit: Edit = field(default_factory=Edit)
+    inspect: Inspect = field(default_factory=Inspect)
     plan: Plan = field(default_factory=Plan)
     analysis: Analysis = field(default_factory=Analysis)
     trainer: Trainer = field(default_factory=Trainer)
@@ -141,3 +199,32 @@ class StudyConfig:
     experiment: Any = None
     debug: Any = None
     sweeps: Any = None
+
+
+@dataclass
+class ImportConfig:
+    """The verb import: files of others into a model folder."""
+
+    tokenizer: str | None = None
+    model: str | None = None
+    out: str | None = None
+    schedule: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class TokenizerPath:
+    """The part of ``Paths`` that a run needs beside its own folder."""
+
+    tokenizer: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """The verb export: a trained model for others."""
+
+    run: str | None = None
+    out: str | None = None
+    format: str = MISSING
+    paths: TokenizerPath = field(default_factory=TokenizerPath)

@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
         )
     steps = cfg.stage1.steps
     optim = build("stage1.optim", cfg.stage1.optim)
-    task = TokenizerTask(tokenizer, steps=steps, optim=optim, seed=cfg.stage1.seed)
+    task = TokenizerTask(tokenizer, steps=steps, optim=optim, ema_decay=cfg.stage1.ema_decay, seed=cfg.stage1.seed)
     claim(folder, identity)
     checkpoint = last_checkpoint(folder)
     first_step = checkpoint_step(checkpoint)
@@ -76,6 +76,7 @@ def main(cfg: DictConfig) -> None:
         trainer = lightning.Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,
+            num_nodes=cfg.trainer.num_nodes,
             precision=cfg.trainer.precision,
             max_steps=steps,
             max_epochs=-1,

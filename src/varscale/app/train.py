@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from varscale import __version__
 from varscale.app.build import (
+    arithmetic,
     build_model,
     build_optim,
+    build_progressive,
     build_source,
     device_name,
     device_of,
@@ -26,7 +28,7 @@ from varscale.app.identity import CONFIG_FILE, SOURCE_FILE, data_identity, finis
 from varscale.cache.manifest import CacheError
 from varscale.cache.reader import TokenCache
 from varscale.evaluation.heldout import HeldOut, held_out
-from varscale.models.counting import count_parameters, train_flops_per_image
+from varscale.models.counting import count_parameters
 from varscale.records import RUN_FILE, SCHEMA_VERSION, Run, atomic_write, read_json, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.storage import load_tokenizer
@@ -36,6 +38,7 @@ from varscale.training.feed import CacheFeed, Feed, ImageFeed
 from varscale.training.generator_task import GeneratorTask
 from varscale.training.mirror import open_mirror
 from varscale.training.notices import without_advice
+from varscale.training.progressive import spent, stage_costs
 from varscale.training.recorder import Recorder, evaluation_steps
 
 log = logging.getLogger(__name__)
@@ -77,11 +80,14 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         batch=cfg.train.batch,
         seed=cfg.seed,
         label_drop=cfg.train.label_drop,
+        progressive=build_progressive(cfg),
     )
+    model.checkpoint_blocks = cfg.trainer.checkpoint_blocks
+    costs = stage_costs(task.stages, model, cfg.train.flops_rule)
 
     checkpoint = resumable_checkpoint(folder, identity, tokenizer.fingerprint)
     first_step = checkpoint_step(checkpoint)
-    run = describe(cfg, task, feed, identity, device)
+    run = describe(cfg, task, feed, identity, device, budget_flops=spent(costs, steps, cfg.train.batch)[1])
     with atomic_write(folder / CONFIG_FILE) as file:
         file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
 
@@ -97,15 +103,14 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         return held_out(task.model, (task.tokens(batch.to(task.device)) for batch in batches))
 
     rows = cfg.train.batch // accumulate * run.num_tokens
-    dtype = torch.bfloat16 if "bf16" in cfg.trainer.precision else torch.float32
     recorder = Recorder(
         folder,
         run,
-        flops_per_image=train_flops_per_image(model, cfg.train.flops_rule),
+        costs=costs,
         train_images=feed.train_images,
         evaluate=evaluate,
         steps_to_evaluate=evaluation_steps(steps, cfg.train.evaluations),
-        matrix_peak_flops=matrix_peak_flops(device, dtype, rows=rows, width=model.width),
+        matrix_peak_flops=matrix_peak_flops(device, arithmetic(cfg), rows=rows, width=model.width),
         mirror=open_mirror(
             cfg.logger.mode,
             folder=folder,
@@ -142,10 +147,11 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
 
 def micro_batches(cfg: DictConfig) -> int:
     """Parts that a batch is trained in, one after another. Raises ``ConfigError`` when the batch does not divide."""
-    if cfg.trainer.devices != 1:
+    if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
         raise ConfigError(
-            f"trainer.devices is {cfg.trainer.devices}; a run uses one device. Runs of a sweep go side by side "
-            "(hydra.launcher.n_jobs), and trainer.accumulate lets a large batch fit one device"
+            f"trainer.devices is {cfg.trainer.devices} on trainer.num_nodes={cfg.trainer.num_nodes}; a run uses one "
+            "device. Runs of a sweep go side by side (hydra.launcher.n_jobs), and trainer.accumulate lets a large "
+            "batch fit one device"
         )
     parts = int(cfg.trainer.accumulate)
     if parts < 1 or cfg.train.batch % parts:
@@ -163,17 +169,31 @@ def check_data(cfg: DictConfig) -> None:
         )
 
 
+def check_form(cfg: DictConfig, cache: TokenCache) -> None:
+    """Raise ``CacheError`` when the cache has other crops or another precision than the run's id is going to say."""
+    for key in ("crops", "precision"):
+        if (found := getattr(cache.manifest, key)) != cfg.cache[key]:
+            raise CacheError(
+                f"the cache in {cache.folder} has {key} {found}, but cache.{key} is {cfg.cache[key]}; set "
+                f"cache.{key}={found}, or write another cache with another study=NAME"
+            )
+
+
 def open_feed(cfg: DictConfig, tokenizer: VQAutoencoder) -> Feed:
     """The run's tokens, from the study's cache or from images."""
     if cfg.train.source == "cache":
         check_data(cfg)
-        return CacheFeed(TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer), tokenizer)
+        cache = TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer)
+        check_form(cfg, cache)
+        return CacheFeed(cache, tokenizer)
     if cfg.train.source == "images":
         return ImageFeed(build_source(cfg), tokenizer, cfg.trainer.workers)
     raise ConfigError(f"train.source is {cfg.train.source!r}; it must be cache or images")
 
 
-def describe(cfg: DictConfig, task: GeneratorTask, feed: Feed, identity: str, device: torch.device) -> Run:
+def describe(
+    cfg: DictConfig, task: GeneratorTask, feed: Feed, identity: str, device: torch.device, *, budget_flops: float
+) -> Run:
     """The run's record as it starts."""
     model, tokenizer, optim = task.model, task.tokenizer, task.optim
     steps, batch = cfg.train.steps, cfg.train.batch
@@ -194,7 +214,7 @@ def describe(cfg: DictConfig, task: GeneratorTask, feed: Feed, identity: str, de
         tokenizer_id=tokenizer.fingerprint,
         dataset_id=feed.dataset_fingerprint,
         seed=cfg.seed,
-        budget_flops=steps * batch * train_flops_per_image(model, cfg.train.flops_rule),
+        budget_flops=budget_flops,
         flops_train=0.0,
         flops_rule=cfg.train.flops_rule,
         resolution_px=tokenizer.resolution,
@@ -216,7 +236,7 @@ def describe(cfg: DictConfig, task: GeneratorTask, feed: Feed, identity: str, de
         lr_peak=task.lr_peak,
         weight_decay=optim.weight_decay,
         warmup_steps=optim.warmup_steps(steps),
-        lr_schedule=optim.schedule,
+        lr_schedule=optim.schedule_name,
         label_drop=cfg.train.label_drop,
         images_seen=0.0,
         unique_images=0.0,

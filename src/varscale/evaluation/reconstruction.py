@@ -68,7 +68,7 @@ class ReconstructionMeter:
         latent = tokenizer.latent(pixels)
         ids_BL = tokenizer.pyramid.encode(latent)
         stages = [*tokenizer.pyramid.partial_sums(ids_BL), latent]
-        self.psnr_sums += torch.stack([_psnr(tokenizer.decode_latent(stage), pixels).sum() for stage in stages]).cpu()
+        self.psnr_sums += torch.stack([psnr(tokenizer.decode_latent(stage), pixels).sum() for stage in stages]).cpu()
         for k, part in enumerate(tokenizer.schedule.slices):
             self.counts[k] += torch.bincount(ids_BL[:, part].flatten(), minlength=tokenizer.code.size).cpu()
         self.images += len(pixels)
@@ -78,12 +78,12 @@ class ReconstructionMeter:
         psnr_sums, counts, images = (_over_ranks(sums) for sums in (self.psnr_sums, self.counts, self.images))
         if not images:
             raise ValueError("no images to reconstruct; give at least one batch")
-        psnr = (psnr_sums / images).tolist()
+        means = (psnr_sums / images).tolist()
         scales = tuple(
-            ScaleReconstruction(k, grid[1], psnr[k], *_usage_and_perplexity(counts[k]), tokens=int(counts[k].sum()))
+            ScaleReconstruction(k, grid[1], means[k], *_usage_and_perplexity(counts[k]), tokens=int(counts[k].sum()))
             for k, grid in enumerate(self.tokenizer.schedule.scales)
         )
-        return ReconstructionReport(scales, psnr[-1], *_usage_and_perplexity(counts.sum(0)), images=int(images))
+        return ReconstructionReport(scales, means[-1], *_usage_and_perplexity(counts.sum(0)), images=int(images))
 
 
 def measure_reconstruction(tokenizer: VQAutoencoder, batches: Iterable[ImageBatch]) -> ReconstructionReport:
@@ -113,7 +113,7 @@ def reconstruction_picture(tokenizer: VQAutoencoder, pixels_B3RR: Tensor) -> Ima
     return table_picture([[column[i] for column in images] for i in range(len(pixels))], headings)
 
 
-def _psnr(reconstruction_B3RR: Tensor, pixels_B3RR: Tensor) -> Tensor:
+def psnr(reconstruction_B3RR: Tensor, pixels_B3RR: Tensor) -> Tensor:
     """PSNR (B,) in dB, float64."""
     error = (reconstruction_B3RR - pixels_B3RR).double().square().mean((1, 2, 3))
     return 10 * torch.log10(4 / error.clamp(min=LEAST_ERROR))

@@ -53,9 +53,9 @@ def linear_flops(layer: nn.Linear, times: int) -> int:
     return 2 * layer.in_features * layer.out_features * times
 
 
-def forward_flops(model: VAR, *, attention_pairs: int) -> int:
-    """Forward FLOPs an image, with ``attention_pairs`` query-key pairs a head."""
-    schedule = model.schedule
+def forward_flops(model: VAR, *, attention_pairs: int, schedule: ScaleSchedule | None = None) -> int:
+    """Forward FLOPs an image over ``schedule`` (the model's, or its coarsest scales), ``attention_pairs`` a head."""
+    schedule = schedule or model.schedule
     L, n_0 = schedule.num_tokens, schedule.tokens_per_scale[0]
     flops = linear_flops(model.word_embed, L - n_0)
     flops += linear_flops(model.head_norm, 1) + linear_flops(model.head, L)
@@ -74,13 +74,16 @@ def attention_pairs(schedule: ScaleSchedule, rule: FlopsRule) -> int:
     return schedule.attended_pairs if rule == "blocksparse" else schedule.num_tokens**2
 
 
-def train_flops_per_image(model: VAR, rule: FlopsRule = "dense") -> float:
+def train_flops_per_image(model: VAR, rule: FlopsRule = "dense", schedule: ScaleSchedule | None = None) -> float:
     """Training FLOPs an image (forward and backward), by the named rule of the run table.
+
+    ``schedule`` is the model's, or its coarsest scales where only those are trained.
 
     ``dense``: structural, attention over L^2. ``blocksparse``: structural, attended pairs only. ``6nd``: 6 N_nonembed
     L. ``forward_macs``: multiply-adds of the dense forward, the unit VAR's published C behaves like.
     """
+    schedule = schedule or model.schedule
     if rule == "6nd":
-        return 6.0 * count_parameters(model).params_nonembed * model.schedule.num_tokens
-    forward = forward_flops(model, attention_pairs=attention_pairs(model.schedule, rule))
+        return 6.0 * count_parameters(model).params_nonembed * schedule.num_tokens
+    forward = forward_flops(model, attention_pairs=attention_pairs(schedule, rule), schedule=schedule)
     return forward / 2 if rule == "forward_macs" else 3.0 * forward

@@ -24,7 +24,8 @@ ROLES: tuple[Role, ...] = ("token", "image", "embed", "head")
 class ScaleLoss:
     """Nats per image for each scale, summed over its tokens, and how many of its tokens were guessed wrong.
 
-    nats_BK: float32, with gradient in training. wrong_BK: float32 counts of top-1 errors, or None where not asked for.
+    nats_BK: float32, with gradient in training; of the coarsest scales only where the batch held no more. wrong_BK:
+    float32 counts of top-1 errors, or None where not asked for.
     """
 
     nats_BK: Tensor
@@ -33,12 +34,13 @@ class ScaleLoss:
 
     @property
     def per_token_avg_B(self) -> Tensor:
-        """L_avg of each image: nats a token, mean over all L tokens."""
+        """L_avg of each image: nats a token, sum over the batch's scales by all L tokens of the schedule."""
         return self.nats_BK.sum(1) / self.schedule.num_tokens
 
     @property
     def per_token_last_B(self) -> Tensor:
         """L_last of each image: nats a token, mean over the last scale."""
+        assert self.nats_BK.shape[1] == self.schedule.num_scales, "the batch does not reach the last scale"
         return self.nats_BK[:, -1] / self.schedule.tokens_per_scale[-1]
 
 

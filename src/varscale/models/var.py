@@ -9,19 +9,38 @@ C code channels, V codebook size, K scales.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from varscale.codes import CodeSpec
 from varscale.models.protocol import Role, ScaleLoss
 from varscale.models.shape import Shape, depth_rule, ladder_rule
 from varscale.nn.attention import GROUP_TOKENS, KeyValueCache, token_levels
 from varscale.nn.blocks import Block, SharedAdaptiveNorms, modulate
+from varscale.nn.cross_entropy import cross_entropy
+from varscale.nn.linear import Linear
 from varscale.schedule import ScaleSchedule
 from varscale.tokenizers.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What sampling computes once an image and not once a scale. Shapes as in the file's header.
+
+    start_BND: input of the first scale. positions_1LD: position and level embeddings. blocks: six modulations of each
+    block. head: scale and shift of the final AdaLN. cache: keys and values of the scales sampled so far.
+    """
+
+    start_BND: Tensor
+    positions_1LD: Tensor
+    blocks: tuple[tuple[Tensor, ...], ...]
+    head: tuple[Tensor, ...]
+    cache: KeyValueCache
 
 
 class VAR(nn.Module):
@@ -68,6 +87,9 @@ class VAR(nn.Module):
         self.schedule, self.code, self.num_classes = schedule, code, num_classes
         self.depth, self.width, self.heads = shape.depth, shape.width, shape.heads
         self.shared_adaln, self.latent_channels = shared_adaln, latent_channels
+        # Whether backward computes each block again from its input instead of keeping what is inside: a third more
+        # arithmetic, memory for one block instead of all (arXiv:1604.06174). Set by who trains.
+        self.checkpoint_blocks = False
         D, L, K, n_0 = shape.width, schedule.num_tokens, schedule.num_scales, schedule.tokens_per_scale[0]
 
         self.class_embed = nn.Embedding(num_classes + 1, D)
@@ -93,7 +115,7 @@ class VAR(nn.Module):
         if shared_adaln:
             self.shared_norms = nn.Linear(D, 6 * D)
         self.head_norm = nn.Linear(D, 2 * D)
-        self.head = nn.Linear(D, code.size)
+        self.head = Linear(D, code.size)
 
         level_L = token_levels(schedule)
         self.register_buffer("level_L", level_L, persistent=False)
@@ -114,7 +136,9 @@ class VAR(nn.Module):
         num_classes: int,
         shared_adaln: bool = False,
         l2_norm: bool = True,
+        adaln_std: float = 0.5,
         adaln_gate_std: float = 1e-5,
+        head_std: float = 0.02,
         standardize_inputs: bool = False,
         input_std: float = 1.0,
     ) -> Self:
@@ -127,7 +151,9 @@ class VAR(nn.Module):
             num_classes=num_classes,
             shared_adaln=shared_adaln,
             l2_norm=l2_norm,
+            adaln_std=adaln_std,
             adaln_gate_std=adaln_gate_std,
+            head_std=head_std,
             input_std=input_std if standardize_inputs else 1.0,
         )
 
@@ -163,7 +189,10 @@ class VAR(nn.Module):
 
     @torch.no_grad()
     def initialize(self, adaln_std: float, adaln_gate_std: float, head_std: float) -> None:
-        """The released initialisation: everything ~ N(0, 1/(3D)), then factors by role; blocks start near identity."""
+        """The released initialisation: everything ~ N(0, 1/(3D)), then factors by role; blocks start near identity.
+
+        Sets every parameter, so that calling it again only draws again.
+        """
         std = math.sqrt(1 / (3 * self.width))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -176,9 +205,14 @@ class VAR(nn.Module):
         self.head_norm.weight.mul_(adaln_std)
         for block in self.blocks:
             assert isinstance(block, Block)
+            block.attention.q_bias.zero_()
+            block.attention.v_bias.zero_()
+            if block.attention.l2_norm:
+                block.attention.log_scale_H11.fill_(math.log(4.0))
             block.attention.proj.weight.div_(math.sqrt(2 * self.depth))
             block.feed_forward.down.weight.div_(math.sqrt(2 * self.depth))
             if isinstance(block.norms, SharedAdaptiveNorms):
+                block.norms.offset_16D.normal_(std=self.width**-0.5)
                 block.norms.offset_16D[:, :2].mul_(adaln_gate_std)
                 block.norms.offset_16D[:, 2:].mul_(adaln_std)
             else:
@@ -202,21 +236,31 @@ class VAR(nn.Module):
         out: Tensor = self.shared_norms(F.silu(cond_BD))
         return out.view(-1, 6, self.width)
 
+    def head_modulation(self, cond_BD: Tensor) -> tuple[Tensor, ...]:
+        """Scale and shift of the final AdaLN, each (B, 1, D)."""
+        return self.head_norm(F.silu(cond_BD)).unsqueeze(1).chunk(2, dim=-1)
+
     def predict(self, x_BND: Tensor, cond_BD: Tensor) -> Tensor:
         """Final AdaLN and head, (B, N, D) -> logits (B, N, V)."""
-        scale, shift = self.head_norm(F.silu(cond_BD)).unsqueeze(1).chunk(2, dim=-1)
-        out: Tensor = self.head(modulate(x_BND, scale, shift))
+        out: Tensor = self.head(modulate(x_BND, *self.head_modulation(cond_BD)))
         return out
 
     def forward(self, inputs_BNC: Tensor, labels_B: Tensor) -> Tensor:
-        """Teacher forcing: logits (B, L, V) of every token from the inputs of scales 1..K-1 and the class."""
+        """Teacher forcing: logits (B, L, V) of every token from the inputs of scales 1..K-1 and the class.
+
+        The inputs may stop at the end of any scale: then L, and the work, are those of the scales up to it.
+        """
         cond_BD = self.class_embed(labels_B)
         start = cond_BD.unsqueeze(1) + self.start_1ND
         words = self.embed_words(inputs_BNC)
-        x_BLD = torch.cat((start.to(words.dtype), words), dim=1) + self.embed_positions().to(words.dtype)
+        x_BLD = torch.cat((start.to(words.dtype), words), dim=1)
+        x_BLD = x_BLD + self.embed_positions()[:, : x_BLD.shape[1]].to(words.dtype)
         condition = self.block_condition(cond_BD)
         for block in self.blocks:
-            x_BLD = block(x_BLD, condition)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, condition, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, condition)
         return self.predict(x_BLD, cond_BD)
 
     def drop_labels(self, labels_B: Tensor, probability: float, rng: torch.Generator | None) -> Tensor:
@@ -227,35 +271,51 @@ class VAR(nn.Module):
         return torch.where(draws < probability, self.num_classes, labels_B)
 
     def sum_scales(self, values_BL: Tensor) -> Tensor:
-        """(B, L) -> (B, K): sums over the tokens of each scale."""
-        parts = values_BL.split(self.schedule.tokens_per_scale, dim=1)
+        """(B, L) -> (B, K): sums over the tokens of each scale, of all or of the coarsest."""
+        count = self.schedule.scales_in(values_BL.shape[1])
+        parts = values_BL.split(self.schedule.tokens_per_scale[:count], dim=1)
         return torch.stack([part.sum(1) for part in parts], dim=1)
 
     def loss(
         self, batch: TokenBatch, *, label_drop: float = 0.0, rng: torch.Generator | None = None, errors: bool = False
     ) -> ScaleLoss:
-        """Cross-entropy per scale, nats an image. ``errors`` also counts top-1 errors."""
+        """Cross-entropy per scale, nats an image. ``errors`` also counts top-1 errors.
+
+        A batch of the coarsest scales only costs and returns those. Raises ``ValueError`` when it ends inside a scale.
+        """
         assert batch.inputs_BNC is not None, "compute pyramid.inputs(ids) first"
         logits_BLV = self(batch.inputs_BNC, self.drop_labels(batch.labels_B, label_drop, rng))
         # Training may keep the logits' own precision; a measurement (no gradient) is always taken in float32.
         flat = logits_BLV.flatten(0, 1) if torch.is_grad_enabled() else logits_BLV.flatten(0, 1).float()
-        nats_BL = F.cross_entropy(flat, batch.ids_BL.flatten(), reduction="none").view(batch.ids_BL.shape).float()
+        nats_BL = cross_entropy(flat, batch.ids_BL.flatten()).view(batch.ids_BL.shape)
         nats_BK = self.sum_scales(nats_BL)
         wrong_BK = self.sum_scales((logits_BLV.argmax(-1) != batch.ids_BL).float()) if errors else None
         return ScaleLoss(nats_BK, wrong_BK, self.schedule)
 
-    def start_tokens(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Input of the first scale (B, n_0, D) and the condition (B, D)."""
+    def prepare(self, labels_B: Tensor) -> Prepared:
+        """Everything that sampling needs of the classes and that no scale changes; under autocast in its dtype."""
+        device = labels_B.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.position_1LD.dtype
         cond_BD = self.class_embed(labels_B)
-        return cond_BD.unsqueeze(1) + self.start_1ND, cond_BD
+        condition = self.block_condition(cond_BD)
+        shape = (len(labels_B), self.heads, self.schedule.num_tokens, self.width // self.heads)
+        return Prepared(
+            start_BND=(cond_BD.unsqueeze(1) + self.start_1ND).to(dtype),
+            positions_1LD=self.embed_positions().to(dtype),
+            blocks=tuple(block.norms(condition) for block in self.blocks),  # type: ignore[union-attr, operator]
+            head=self.head_modulation(cond_BD),
+            cache=KeyValueCache(self.depth, shape, dtype=dtype, device=device),
+        )
 
-    def step(self, k: int, x_BND: Tensor, cond_BD: Tensor, condition: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits (B, N, V) of scale k from its embedded input without positions, given the cached scales before it."""
+    def step(self, k: int, x_BND: Tensor, prepared: Prepared) -> Tensor:
+        """What the head takes of scale k, (B, N, D), from its embedded input without positions; extends the cache."""
         where = self.schedule.slices[k]
-        x_BND = x_BND + self.embed_positions()[:, where].to(x_BND.dtype)
-        for i, block in enumerate(self.blocks):
-            x_BND = block(x_BND, condition, cache, i, where)
-        return self.predict(x_BND, cond_BD)
+        x_BND = x_BND + prepared.positions_1LD[:, where]
+        for i, (block, modulations) in enumerate(zip(self.blocks, prepared.blocks, strict=True)):
+            assert isinstance(block, Block)
+            x_BND = block.step(x_BND, modulations, prepared.cache, i, where)
+        return modulate(x_BND, *prepared.head)
 
     def roles(self) -> dict[Role, list[nn.Parameter]]:
         """Parameters by how often they act: once a token, once an image, as embedding, as head."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varscale.nn.attention import GROUP_TOKENS, KeyValueCache, SelfAttention
+from varscale.nn.linear import Linear, linear_gelu
 from varscale.schedule import ScaleSchedule
 
 NORM_EPS = 1e-6
@@ -51,16 +52,19 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.up(x_BND), approximate="tanh"))
+        out: Tensor = self.down(linear_gelu(x_BND, self.up.weight, self.up.bias))
         return out
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a sample's branch with probability ``rate``, rescale the rest."""
+    """Stochastic depth: in training, drop a sample's branch with probability ``rate``, rescale the rest.
+
+    Applied to the gates (B, 1, D) of a branch, which is the same and spares two passes over the branch.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -68,11 +72,11 @@ class DropPath(nn.Module):
             raise ValueError(f"drop path rate {rate} is outside [0, 1)")
         self.rate = rate
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, gate_B1D: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
-            return x_BND
-        keep = torch.empty(x_BND.shape[0], 1, 1, device=x_BND.device).bernoulli_(1.0 - self.rate)
-        return x_BND * (keep / (1.0 - self.rate)).to(x_BND.dtype)
+            return gate_B1D
+        keep = torch.empty(gate_B1D.shape[0], 1, 1, device=gate_B1D.device).bernoulli_(1.0 - self.rate)
+        return gate_B1D * (keep / (1.0 - self.rate)).to(gate_B1D.dtype)
 
 
 class Block(nn.Module):
@@ -100,18 +104,20 @@ class Block(nn.Module):
         self.norms: AdaptiveNorms | SharedAdaptiveNorms
         self.norms = SharedAdaptiveNorms(width) if shared_adaln else AdaptiveNorms(width)
 
-    def forward(
-        self,
-        x_BND: Tensor,
-        condition: Tensor,
-        cache: KeyValueCache | None = None,
-        block: int = 0,
-        where: slice = slice(0),
-    ) -> Tensor:
-        """All scales at once, or with a cache the scale whose tokens are ``where``."""
+    def forward(self, x_BND: Tensor, condition: Tensor) -> Tensor:
+        """All scales at once."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self.norms(condition)
-        h = modulate(x_BND, scale1, shift1)
-        h = self.attention(h) if cache is None else self.attention.step(h, cache, block, where)
-        x_BND = torch.addcmul(x_BND, self.drop_path(h), gamma1)
+        h = self.attention(modulate(x_BND, scale1, shift1))
+        x_BND = torch.addcmul(x_BND, h, self.drop_path(gamma1))
         h = self.feed_forward(modulate(x_BND, scale2, shift2))
-        return torch.addcmul(x_BND, self.drop_path(h), gamma2)
+        return torch.addcmul(x_BND, h, self.drop_path(gamma2))
+
+    def step(
+        self, x_BND: Tensor, modulations: tuple[Tensor, ...], cache: KeyValueCache, block: int, where: slice
+    ) -> Tensor:
+        """The scale whose tokens are ``where``, given the cached ones before it; ``modulations`` are those of norms."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
+        h = self.attention.step(modulate(x_BND, scale1, shift1), cache, block, where)
+        x_BND = torch.addcmul(x_BND, h, gamma1)
+        h = self.feed_forward(modulate(x_BND, scale2, shift2))
+        return torch.addcmul(x_BND, h, gamma2)

@@ -18,6 +18,7 @@ from varscale.tokenizers.autoencoder import VQAutoencoder
 TENSORS_FILE = "tokenizer.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 FORMAT = 1
+UNMEASURED: Mapping[str, Any] = {"scales": []}  # metrics of a tokenizer that was trained elsewhere
 
 
 class TokenizerError(ValueError):

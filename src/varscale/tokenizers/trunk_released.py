@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varscale.nn.conv import Downsample, ResidualBlock, SpatialAttention, Upsample, channels_last, conv3x3, group_norm
+from varscale.nn.conv import (
+    Downsample,
+    ResidualBlock,
+    SpatialAttention,
+    Upsample,
+    channels_last,
+    conv3x3,
+    group_norm,
+    silu,
+)
 
 MULTIPLIERS = (1, 1, 2, 2, 4)  # of the width, from the finest level to the coarsest; each step halves the side
 ENCODER_BLOCKS = 2
@@ -73,7 +81,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -98,7 +106,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class ReleasedTrunk(nn.Module):

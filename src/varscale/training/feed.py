@@ -61,7 +61,7 @@ def spread(inputs_BNC: Tensor) -> float:
 
 @dataclass(frozen=True)
 class StepTokens(Dataset[TokenBatch]):
-    """Maps a step to its token batch."""
+    """Maps a step to its token batch. Epoch e passes through every image once, at draw e mod crops."""
 
     cache: TokenCache
     seed: int
@@ -69,8 +69,8 @@ class StepTokens(Dataset[TokenBatch]):
 
     def __getitem__(self, step: int) -> TokenBatch:
         size = self.cache.size("train")
-        indices, _ = batch_indices(seed=self.seed, step=step, batch=self.batch, size=size)
-        return self.cache.batch("train", indices)
+        indices, epochs = batch_indices(seed=self.seed, step=step, batch=self.batch, size=size)
+        return self.cache.batch("train", indices, epochs % self.cache.crops)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CacheFeed:
 
     @property
     def train_images(self) -> int | None:
-        """Cached training images."""
+        """Cached training images; further crops of an image are no further images."""
         return self.cache.size("train")
 
     def input_std(self) -> float:

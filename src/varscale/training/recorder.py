@@ -23,6 +23,7 @@ from varscale.models.storage import save_weights
 from varscale.records import CurveWriter, Run, Status, write_run
 from varscale.training.generator_task import DivergedError, GeneratorTask
 from varscale.training.mirror import Mirror
+from varscale.training.progressive import StageCost, spent
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Recorder(lightning.Callback):
     Args:
         folder: the run's folder.
         run: its row, status ``running``.
-        flops_per_image: training FLOPs an image by ``run.flops_rule``.
+        costs: tokens and training FLOPs an image (by ``run.flops_rule``) in every stage of the run.
         train_images: images in the training split, None when it never repeats.
         evaluate: measures the held-out loss of the task's model.
         steps_to_evaluate: when, counted in steps done.
@@ -61,7 +62,7 @@ class Recorder(lightning.Callback):
         folder: Path,
         run: Run,
         *,
-        flops_per_image: float,
+        costs: tuple[StageCost, ...],
         train_images: int | None,
         evaluate: Callable[[GeneratorTask], HeldOut],
         steps_to_evaluate: tuple[int, ...],
@@ -69,7 +70,7 @@ class Recorder(lightning.Callback):
         matrix_peak_flops: float | None = None,
     ):
         self.folder, self.run, self.mirror = folder, run, mirror
-        self.flops_per_image, self.train_images = flops_per_image, train_images
+        self.costs, self.train_images = costs, train_images
         self.evaluate, self.steps_to_evaluate = evaluate, frozenset(steps_to_evaluate)
         self.matrix_peak_flops = matrix_peak_flops
         self.wall_before_s = self.train_before_s = 0.0
@@ -102,9 +103,8 @@ class Recorder(lightning.Callback):
 
     def progress(self, step: int) -> dict[str, float]:
         """The axes of a curve after ``step`` steps."""
-        images = float(step * self.run.batch_images)
-        tokens, flops = images * self.run.num_tokens, images * self.flops_per_image
-        return {"images_seen": images, "tokens_seen": tokens, "flops": flops}
+        tokens, flops = spent(self.costs, step, self.run.batch_images)
+        return {"images_seen": float(step * self.run.batch_images), "tokens_seen": tokens, "flops": flops}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the record of a running run; drop the rows of the curve after the step it starts from."""
@@ -119,31 +119,36 @@ class Recorder(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up the training loss; at the chosen steps measure and write."""
+        """Add up the training loss over all tokens; at the chosen steps measure and write."""
         assert isinstance(pl_module, GeneratorTask)
-        loss = pl_module.last_loss.double()
-        self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
-        self.loss_count += 1
+        if pl_module.last_loss is not None:
+            loss = pl_module.last_loss.double()
+            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+            self.loss_count += 1
         if trainer.global_step in self.steps_to_evaluate and self.curve.last_step < trainer.global_step:
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: lightning.Trainer, task: GeneratorTask) -> None:
-        """Measure the held-out loss, append it and the mean training loss since the last time."""
+        """Measure the held-out loss, append it and the mean training loss since the last time.
+
+        There is no training loss over all tokens where no step has trained all scales since.
+        """
         started = time.perf_counter()
         step, axes = trainer.global_step, self.progress(trainer.global_step)
-        assert self.loss_sum is not None
-        train_loss = float(self.loss_sum) / self.loss_count
-        if not np.isfinite(train_loss):
+        train_loss = None if self.loss_sum is None else float(self.loss_sum) / self.loss_count
+        if train_loss is not None and not np.isfinite(train_loss):
             raise DivergedError(
                 f"the training loss is {train_loss} before step {step}; lower optim.lr ({task.lr_peak:.3g})"
             )
         task.eval()
         held_out = self.evaluate(task)
         task.train()
-        measured = {"train": [("nats_per_token_avg", None, train_loss)], "val": held_out.curve_values()}
+        trained = [] if train_loss is None else [("nats_per_token_avg", None, train_loss)]
+        measured = {"train": trained, "val": held_out.curve_values()}
         self.curve.append(step=step, **axes, values=measured)
         shown = {f"val/{name}" + ("" if k is None else f"_{k}"): v for name, k, v in held_out.curve_values()}
-        self.mirror.log({"step": step, **axes, "train/nats_per_token_avg": train_loss, **shown})
+        shown |= {f"train/{name}": value for name, _, value in trained}
+        self.mirror.log({"step": step, **axes, **shown})
         self.loss_sum, self.loss_count = None, 0
         self.run = self.run.replace(
             val_nats_per_token_avg=held_out.nats_avg,
@@ -160,11 +165,11 @@ class Recorder(lightning.Callback):
         """Replace ``run.json`` with what is known now."""
         axes = self.progress(trainer.global_step)
         images = axes["images_seen"]
-        done = (trainer.global_step - self.first_step) * self.run.batch_images
+        done = axes["flops"] - self.progress(self.first_step)["flops"]
         seconds = self.training_s - self.train_before_s
         mfu = None
         if self.matrix_peak_flops and done and seconds > 0:
-            mfu = done * self.flops_per_image / seconds / self.matrix_peak_flops
+            mfu = done / seconds / self.matrix_peak_flops
         self.run = self.run.replace(
             status=status,
             flops_train=axes["flops"],
