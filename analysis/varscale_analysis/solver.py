@@ -30,6 +30,7 @@ GRADIENT_TOLERANCE = 1e-6  # of the certificate
 DECREASE_TOLERANCE = 1e-11  # promised by the next step, relative to the objective
 ROUNDING = 1e-9  # residuals below this, relative to y, are rounding: the data lie on the law
 CHUNK = 110_000  # numbers in the Jacobians of the data sets at work together: they stay in the second-level cache
+_NO_INFLUENCE = 1e-250  # squared length of a column of the Jacobian below which its parameter rests
 _STAGES = (10, 30, 160)  # steps: after each, the data sets still at work are packed into full chunks again
 _POOR = 0.3  # share of the promise
 _LEAVE = 0.25  # share of a chunk that is done before the rest is moved together
@@ -336,9 +337,10 @@ def _shrinkage(residual: Floats, corner: Floats) -> Floats:
 def _step(normal: Floats, descent: Floats, held: NDArray[np.bool_], damping: Floats) -> tuple[Floats, Floats]:
     """The damped step with held parameters at rest, and the decrease it promises."""
     diagonal = np.diagonal(normal, axis1=-2, axis2=-1)
-    free = np.where(held, 0.0, 1.0) / np.sqrt(np.where(held | (diagonal <= 0), 1.0, diagonal))
+    still = held | (diagonal < _NO_INFLUENCE)
+    free = np.where(still, 0.0, 1.0) / np.sqrt(np.where(still, 1.0, diagonal))
     scaled = normal * (free[:, :, None] * free[:, None, :])
-    scaled.reshape(len(scaled), -1)[:, :: normal.shape[-1] + 1] += held + (1e-2 * damping)[:, None] + 1e-14
+    scaled.reshape(len(scaled), -1)[:, :: normal.shape[-1] + 1] += still + (1e-2 * damping)[:, None] + 1e-14
     right = descent * free
     step = np.linalg.solve(scaled, right[..., None])[..., 0]
     return step * free, 0.5 * (right * step).sum(-1)

@@ -97,7 +97,9 @@ class Run:
 
     images_seen: float = column("image", "images trained on, repeats counted")
     unique_images: float = column("image", "distinct images trained on")
-    tokens_seen: float = column("token", "tokens trained on: images_seen * num_tokens, fewer where stages train coarse scales only")
+    tokens_seen: float = column(
+        "token", "tokens trained on: images_seen * num_tokens, fewer where stages train coarse scales only"
+    )
 
     val_nats_per_token_avg: float | None = optional("nat", "validation cross-entropy, mean over all L tokens")
     val_nats_per_token_last: float | None = optional("nat", "validation cross-entropy, mean over the last scale")

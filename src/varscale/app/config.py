@@ -9,6 +9,7 @@ any key.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,8 +45,7 @@ def reference(hydra: DictConfig) -> DictConfig:
 
     Needs the Hydra instance that composed it.
     """
-    from varscale.app import schema
-
+    schema = importlib.import_module("varscale.app.schema")  # by its full name: tests put a small one in its place
     choices: Mapping[str, str | None] = hydra.runtime.choices
     overrides = [
         f"{group}={choice}"

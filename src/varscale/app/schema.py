@@ -1,4 +1,4 @@
-"""The typed schemas a composed configuration is merged into, a study's or its verb's own: an unknown key or a wrong type is an error.
+"""The typed schemas that configurations are merged into: an unknown key or a wrong type is an error.
 
 The meaning of each key stands beside its default in ``conf/``. Group nodes (data, tokenizer, model, optim) name their
 class by ``_target_`` and are checked against its signature when they are built.
