@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests run as two processes on two cores
 
@@ -17,6 +18,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def real_data_folder() -> Path:
     """The folder of real data: VARSCALE_TEST_DATA, by default ../shared/data beside the repository."""
     return Path(os.environ.get("VARSCALE_TEST_DATA", REPOSITORY / "../shared/data")).resolve()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """The next test has one thread again: two busy processes of two threads each would wait for each other."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
