@@ -19,7 +19,8 @@ from varscale_analysis.curve_set import CurveSet
 from varscale_analysis.envelope import Envelope, extract, extract_draws
 from varscale_analysis.fit import FitError, Floats
 from varscale_analysis.isoflop import BUDGET_TOLERANCE, IsoflopProfile, Minimum, locate, read_profiles
-from varscale_analysis.laws.result import LawFit, Parameter
+from varscale_analysis.laws.parameter import Parameter
+from varscale_analysis.laws.result import LawFit
 from varscale_analysis.optima import Allocation, Optimum, fit_losses, fit_optima, logs
 from varscale_analysis.parametric import ComputeCost, LossLaw, check_units
 from varscale_analysis.points import Data, Points

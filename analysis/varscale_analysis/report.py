@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from varscale_analysis import plots
 from varscale_analysis.atomic import write_bytes
-from varscale_analysis.laws.result import LawFit, Parameter
+from varscale_analysis.laws.parameter import Parameter
+from varscale_analysis.laws.result import LawFit
 from varscale_analysis.study import LOSSES, StudyAnalysis
 from varscale_analysis.table import LEVEL, SIZES, RunTable
 

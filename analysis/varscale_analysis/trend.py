@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from varscale_analysis.bootstrap import interval
 from varscale_analysis.fit import FitError, Floats
-from varscale_analysis.laws.result import Parameter
+from varscale_analysis.laws.parameter import Parameter
 from varscale_analysis.table import LEVEL
 
 MIN_DRAWS = 100  # for an interval: its ends are the 5th value from either side

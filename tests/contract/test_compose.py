@@ -137,10 +137,14 @@ def test_in_the_clean_recipe_only_size_changes() -> None:
 
 
 def test_an_option_that_is_off_leaves_the_id_of_a_run_as_it_was() -> None:
-    cfg, _ = compose("train", [])
-    assert "progressive" not in scientific(cfg)["train"]
-    changed, _ = compose("train", ["train.progressive={first: 1, until: 0.5, ramp: 0.1}"])
-    assert scientific(changed)["train"]["progressive"] == {"first": 1, "until": 0.5, "ramp": 0.1}
+    off = scientific(compose("train", [])[0])
+    assert "progressive" not in off["train"] and "ema_decay" not in off["stage1"]
+    assert not {"cache_crops", "cache_precision"} & off.keys()
+    changed = ["train.progressive={first: 1, until: 0.5, ramp: 0.1}", "stage1.ema_decay=0.9", "cache.crops=2"]
+    on = scientific(compose("train", [*changed, "cache.precision=bf16"])[0])
+    assert on["train"]["progressive"] == {"first": 1, "until": 0.5, "ramp": 0.1}
+    assert on["stage1"]["ema_decay"] == 0.9
+    assert on["cache_crops"] == 2 and on["cache_precision"] == "bf16"
 
 
 def expand(params: dict[str, Any]) -> list[list[str]]:

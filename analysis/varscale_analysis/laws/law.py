@@ -16,7 +16,9 @@ from varscale_analysis.bootstrap import NoiseModel, draw_noise, pairs, signs, wi
 from varscale_analysis.certificate import Certificate, agreement
 from varscale_analysis.fit import FitError, Floats, Problem, designs_used
 from varscale_analysis.form import Form
-from varscale_analysis.laws.result import Diagnostics, LawFit, Parameter
+from varscale_analysis.laws.diagnostics import Diagnostics
+from varscale_analysis.laws.parameter import Parameter
+from varscale_analysis.laws.result import LawFit
 from varscale_analysis.points import Data, Points
 from varscale_analysis.profile import profile_of
 from varscale_analysis.selection import log_likelihood

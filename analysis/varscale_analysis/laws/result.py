@@ -17,65 +17,14 @@ from varscale_analysis.bootstrap import jackknife_interval, percentiles
 from varscale_analysis.certificate import Certificate
 from varscale_analysis.fit import FitError, Floats, Problem
 from varscale_analysis.form import Form
+from varscale_analysis.laws.diagnostics import Diagnostics
+from varscale_analysis.laws.parameter import Parameter
 from varscale_analysis.objective import Objective, Residual
 from varscale_analysis.points import Points
 from varscale_analysis.profile import Profile, profile_of
 from varscale_analysis.table import LEVEL, unit_of
 
 _REACH = 700.0  # of log x, either side of 1
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a law: value, unit and 90 % interval (None where there is none)."""
-
-    name: str
-    value: float
-    unit: str
-    low: float | None
-    high: float | None
-    at_bound: bool = False
-    given: bool = False
-
-    def __str__(self) -> str:
-        text = f"{self.name} = {self.value:.4g}"
-        if self.low is not None and self.high is not None:
-            text += f" [{self.low:.4g}, {self.high:.4g}]"
-        text += f" {self.unit}" if self.unit != "1" else ""
-        return text + (" (given)" if self.given else " (at its bound)" if self.at_bound else "")
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What is left of the data after the fit, and how its draws went.
-
-    Attributes:
-        objective: the minimum, summed over the points.
-        rms: root mean square residual, on the scale of the objective (log: a fraction of y).
-        degrees_of_freedom: points minus free parameters.
-        log_likelihood: of y under the error density that belongs to the objective, its scale fitted; see
-            ``selection.log_likelihood``.
-        draws_asked, draws: refits asked for, and those that are certified and kept.
-        draws_checked, draws_agreeing: draws fitted again from many starts, and those that end where they were.
-        seed_sd, size_sd, lack_of_fit_p: see ``NoiseModel``; None without a degree of freedom.
-        pearson_r: correlation of log x and log y. Printed, not evidence: it stays above .99 for wrong offsets. None
-            for laws of several columns.
-        pearson_r_offset: the same after the offset is taken off; None for a law without one.
-    """
-
-    objective: float
-    rms: float
-    degrees_of_freedom: int
-    log_likelihood: float
-    draws_asked: int
-    draws: int
-    draws_checked: int
-    draws_agreeing: int
-    seed_sd: float | None
-    size_sd: float | None
-    lack_of_fit_p: float | None
-    pearson_r: float | None
-    pearson_r_offset: float | None
 
 
 @dataclass(frozen=True, eq=False)

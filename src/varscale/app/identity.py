@@ -21,7 +21,11 @@ INCIDENTAL = {
     "train": ("checkpoint_every", "val_batch"),
 }
 # Options that came later do not change the id of a run that leaves them off.
-OFF: dict[str, dict[str, Any]] = {"stage1": {"ema_decay": None}, "train": {"progressive": None}}
+OFF: dict[str, dict[str, Any]] = {
+    "stage1": {"ema_decay": None},
+    "cache": {"crops": 1, "precision": "fp32"},
+    "train": {"progressive": None},
+}
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
 SOURCE_FILE = "source.json"  # beside the cache's manifest: the id of the data settings it was written from
@@ -42,9 +46,8 @@ def scientific(cfg: DictConfig) -> dict[str, Any]:
     # Cached images limit what a run can see; arithmetic is part of the result, the device is not.
     kept["train_images"] = plain["cache"]["train_images"] if plain["train"]["source"] == "cache" else None
     if plain["train"]["source"] == "cache":
-        # Told only where they are not the defaults, so that a run keeps the id it had before there was a choice.
-        defaults = {"crops": 1, "precision": "fp32"}
-        kept |= {f"cache_{key}": plain["cache"][key] for key, v in defaults.items() if plain["cache"][key] != v}
+        cache = plain["cache"]
+        kept |= {f"cache_{key}": cache[key] for key, off in OFF["cache"].items() if cache[key] != off}
     kept["val_images"] = plain["cache"]["val_images"]
     kept["precision"] = plain["trainer"]["precision"]
     return kept
