@@ -174,6 +174,15 @@ def test_a_moved_tokenizer_is_asked_for(run: Path, tmp_path: Path, call: Call) -
         moved.rename(tokenizer)
 
 
+def test_the_tokenizer_of_a_run_is_found_in_its_own_study(run: Path, tmp_path: Path) -> None:
+    own = run.parents[1] / "tokenizer"
+    other = tmp_path / "other"
+    save_tokenizer(other, VQAutoencoder(resolution=16, schedule="1-2-4", width=32), UNMEASURED)
+    for elsewhere in (tmp_path / "absent", other):
+        _, tokenizer = open_model(run, OmegaConf.create({"paths": {"tokenizer": str(elsewhere)}}))
+        assert tokenizer.fingerprint == load_tokenizer(own).fingerprint
+
+
 def test_a_run_of_another_tokenizer_is_not_opened(run: Path) -> None:
     with pytest.raises(RecordError, match=r"was trained on tokenizer \w+, this one is \w+.*paths\.tokenizer=FOLDER"):
         open_run(run, VQAutoencoder(resolution=16, schedule="1-2-4", width=32))

@@ -7,10 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from varscale.app.build import build_model
-from varscale.app.identity import CONFIG_FILE
+from varscale.app.identity import CONFIG_FILE, TOKENIZER_FILE
 from varscale.models.storage import MODEL_FILE, ModelError, from_pretrained, load_weights, stored_classes
 from varscale.models.var import VAR
-from varscale.records import RUN_FILE, RecordError, read_run
+from varscale.records import RUN_FILE, RecordError, read_json, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.storage import load_tokenizer
 
@@ -18,8 +18,8 @@ from varscale.tokenizers.storage import load_tokenizer
 def open_model(folder: Path, cfg: DictConfig) -> tuple[VAR, VQAutoencoder]:
     """Model and tokenizer of a model folder, or of a finished run.
 
-    The tokenizer of a run is ``cfg.paths.tokenizer``, or where that is ``None`` the one that the run's config names.
-    Both are on the CPU, in evaluation mode.
+    The tokenizer of a run is looked for in ``cfg.paths.tokenizer``, in the run's own study, and where the run's config
+    says. Both are on the CPU, in evaluation mode.
 
     Raises:
         ModelError, RecordError, TokenizerError: if the folder holds neither, is damaged, or was trained on another
@@ -34,11 +34,28 @@ def open_model(folder: Path, cfg: DictConfig) -> tuple[VAR, VQAutoencoder]:
             f"{folder} is neither a run of a study (no {RUN_FILE}) nor a model folder (no {MODEL_FILE}); "
             "train one, or write one with varscale import"
         )
-    where = Path(cfg.paths.tokenizer or run_config(folder).paths.tokenizer)
-    if not where.exists():
-        raise ModelError(f"the tokenizer of {folder} is not in {where}; say where it is as paths.tokenizer=FOLDER")
-    tokenizer = load_tokenizer(where)
+    tokenizer = load_tokenizer(tokenizer_folder(folder, cfg))
     return open_run(folder, tokenizer), tokenizer
+
+
+def tokenizer_folder(folder: Path, cfg: DictConfig) -> Path:
+    """The folder of a run's tokenizer: the one with its fingerprint, or else the first that there is.
+
+    Raises:
+        ModelError: if none of the places exists.
+    """
+    wanted = read_run(folder).tokenizer_id
+    named = [cfg.paths.tokenizer, run_config(folder).paths.tokenizer]
+    study = folder.absolute().parent.parent / "tokenizer"  # a run lies in STUDY/runs
+    places = dict.fromkeys(Path(place) for place in (named[0], study, named[1]) if place is not None)
+    there = [place for place in places if (place / TOKENIZER_FILE).exists()]
+    for place in there:
+        if read_json(place / TOKENIZER_FILE).get("fingerprint") == wanted:
+            return place
+    if not there:
+        looked = ", ".join(map(str, places))
+        raise ModelError(f"the tokenizer of {folder} is not in {looked}; say where it is as paths.tokenizer=FOLDER")
+    return there[0]
 
 
 def open_run(folder: Path, tokenizer: VQAutoencoder) -> VAR:
