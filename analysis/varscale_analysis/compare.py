@@ -11,9 +11,9 @@ Shapes: n runs of a family, B draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,7 @@ class FamilyComparison:
         multipliers: at each loss.
         exponents: alpha of a and of b. ``exponent_difference``: a - b.
         basis: the runs, in words.
+        fits: the law L(C) of a and of b, with the runs it was fitted to.
     """
 
     names: tuple[str, str]
@@ -68,6 +69,7 @@ class FamilyComparison:
     exponents: tuple[Estimate, Estimate]
     exponent_difference: Estimate
     basis: str
+    fits: tuple[LawFit, ...] = field(repr=False)
 
     def summary(self) -> str:
         """The comparison as text."""
@@ -86,7 +88,22 @@ class FamilyComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(replace(self, fits=())), "fits": [fit.to_dict() for fit in self.fits]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``. Raises ``FitError`` for a mapping that is not a comparison."""
+        try:
+            fields = {**values, "names": tuple(values["names"])}
+            fields["multipliers"] = tuple(
+                Multiplier(**{**m, "multiplier": Estimate(**m["multiplier"])}) for m in values["multipliers"]
+            )
+            fields["exponents"] = tuple(Estimate(**estimate) for estimate in values["exponents"])
+            fields["exponent_difference"] = Estimate(**values["exponent_difference"])
+            fields["fits"] = tuple(LawFit.from_dict(fit) for fit in values["fits"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FitError(f"not a saved comparison ({error!r}); write one with FamilyComparison.to_dict") from error
 
 
 def compare_families(
@@ -108,6 +125,8 @@ def compare_families(
         y, flops: columns of the loss and of the compute (FLOP).
         losses: where to compare; by default the ends and the middle of the losses that both families reach.
         offset: whether L(C) has an offset E; without it both laws are straight lines in log-log.
+        names: of a and b, for the summary and messages.
+        bootstrap, seed: redraws of the noise behind each interval, and their seed.
 
     Raises ``FitError`` for different tokenizers, validation sets or FLOP rules, for families that share no loss where
     ``losses`` are not named, for a loss that a law never reaches, and where a law cannot be fitted.
@@ -177,6 +196,7 @@ def _compared(
         exponents=(alphas[0], alphas[1]),
         exponent_difference=difference,
         basis=" and ".join(f"{fit.rows} runs of {fit.sizes} sizes" for fit in fits),
+        fits=tuple(fits),
     )
 
 

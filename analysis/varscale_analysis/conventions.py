@@ -51,7 +51,7 @@ class ConventionRow:
 
 @dataclass(frozen=True)
 class ConventionTable:
-    """One row for every pair of conventions."""
+    """The table: ``rows``, one for every pair of conventions."""
 
     rows: tuple[ConventionRow, ...]
 

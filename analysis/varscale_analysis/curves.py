@@ -1,7 +1,8 @@
 """Curves: the measurements along every run, from ``curves.csv`` in long form.
 
 Columns: run_id, step, images_seen, tokens_seen, flops, split, metric, scale, value. ``scale`` is empty for metrics over
-all tokens and k = 0 .. K-1 for ``nats_per_token`` of one scale.
+all tokens and k = 0 .. K-1 for ``nats_per_token`` of one scale. A run that varscale did not write may lack one of the
+axes images_seen, tokens_seen and flops altogether.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class CurvesError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """All curves of a study, in long form."""
+    """All curves of a study: ``rows``, in long form with the columns above."""
 
     rows: pd.DataFrame
 
@@ -42,7 +43,9 @@ class Curves:
             raise CurvesError(f"{path} lacks the columns {', '.join(missing)}; write it with `varscale collect`")
         for name in ("step", "images_seen", "tokens_seen", "flops", "value"):
             numbers = pd.to_numeric(raw[name], errors="coerce").to_numpy(dtype=np.float64)
-            bad = int((~np.isfinite(numbers)).sum())
+            empty = raw[name].isna().groupby(raw["run_id"]).transform("all").to_numpy(dtype=bool)
+            absent = empty & (name in ("images_seen", "tokens_seen", "flops"))
+            bad = int((~np.isfinite(numbers) & ~absent).sum())
             if bad:
                 raise CurvesError(f"{path}: {name} is not a finite number in {bad} rows; collect the runs again")
             raw[name] = numbers

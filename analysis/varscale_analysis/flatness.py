@@ -80,10 +80,12 @@ def flatness_of(
     """How flat the optimum is, at each compute.
 
     Args:
+        frontier: by any route; by an envelope its curves are cut at each compute.
         flops: computes (FLOP). By default every profile with an optimum, every crossing of an envelope, and for a law
             the ends and the middle of its runs' compute. A profile is taken where its budget is within 10 %.
         within: share of the best loss, 0.01 for one per cent.
         factors: of N_opt, whose cost is wanted.
+        seed: of the losses drawn again from the noise of a profile.
 
     Raises ``ValueError`` for shares and factors that are not positive, ``FitError`` where no profile has an optimum.
     """
@@ -99,7 +101,7 @@ def flatness_of(
 
 
 def flatness_table(rows: Sequence[Flatness], y: str) -> str:
-    """The results as text, one line a budget."""
+    """The results as text, one line for each of ``rows``; ``y`` names the loss and so its unit."""
     lines = [
         f"{'FLOP':>10}  {'N_opt':>10}  {y:>12}  sizes within the share   cost of f N_opt ({unit_of(y)}, x compute)"
     ]

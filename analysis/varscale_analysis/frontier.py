@@ -74,6 +74,7 @@ class Frontier:
         n: str = "params_nonembed",
         y: str = "val_nats_per_token_avg",
         seed_average: bool = True,
+        smooth: float | None = None,
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> Frontier:
@@ -83,6 +84,7 @@ class Frontier:
             data: runs with curves, or a ``CurveSet``; rows that are not comparable are refused.
             n, y: convention of N and the loss (for a ``CurveSet``, their names).
             seed_average: average the seeds of a size first (the minimum over seeds favours sizes with more seeds).
+            smooth: factor of compute over which each curve is smoothed first (see ``CurveSet.smoothed``); None: not.
             bootstrap: resamples of sizes, and of runs within a size, each extracted and fitted again.
 
         Raises ``FitError`` without curves, with fewer than 2 sizes, or fewer than 3 frontier points. Curves that cross
@@ -93,12 +95,15 @@ class Frontier:
             data = data.comparable(fixed_tokens=False)
             rule, tokens = str(data.rows["flops_rule"].iloc[0]), "tokens_seen"
             data = CurveSet.from_table(data, n, y)
+        data = data if smooth is None else data.smoothed(smooth)
         envelope = extract(data, seed_average=seed_average)
         points_P, between = envelope.thinned(LAW_POINTS)
         drawn = extract_draws(data, envelope, points_P, bootstrap, np.random.default_rng([seed, 2]))
         crossings = envelope.crossings
         n_opt, d_opt, absent = envelope.lines(drawn)
         averaged = "seeds averaged" if seed_average else "lowest seeds"
+        if data.smoothing is not None:
+            averaged += f", smoothed over a factor {data.smoothing:g} of compute"
         at = f"on the envelope of {len(data.size_R)} runs, {averaged}"
         at += ", from its first crossing to its last" if between else ""
         c_P, loss_P = envelope.flops_G[points_P], envelope.least_G[points_P]
@@ -203,6 +208,7 @@ class Frontier:
         """Fit the lines to optima found elsewhere, such as published pairs with their standard deviations.
 
         Where the optima have no standard deviations, the draws come from their scatter about the line.
+        Raises ``FitError`` without optima.
         """
         if not optima:
             raise FitError("there are no optima; give at least two, at different computes")

@@ -1,11 +1,14 @@
 """Hold-out with pre-registration: a prediction for a size, written down before the size is measured, and its score.
 
 A prediction carries the hash of the rows it was made from and whether rows of its size were already in the table, so a
-reader can tell a registered prediction from leave-the-largest-out after the fact.
+reader can tell a registered prediction from leave-the-largest-out after the fact. Its file carries a hash of its own
+content, date included: a number changed by hand is noticed, and who publishes the hash (in a log, a commit, a message)
+can prove later what was predicted, and that it was before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,11 +57,14 @@ class Prediction:
     """A prediction of loss ``y`` at ``n_target``, with everything needed to check that it came first.
 
     Attributes:
+        n, n_target: convention of N and the size. ``y``, ``y_unit``: the loss.
         value, low, high: prediction and its interval at ``level`` for the mean of ``seeds`` runs.
+        law: its name. ``runs``, ``sizes``: what it was fitted to.
         params: the law's parameters at the time: E (in ``y_unit``, if it has one), beta (1/parameter), alpha.
         tokens: training tokens at which it holds.
         previous_n, previous_loss: the largest size used and its mean loss, the naive rule.
-        rows_sha256: hash of the rows used; ``created_utc`` when.
+        rows_sha256: hash of the rows used; ``created_utc``: when.
+        tokenizer_id, dataset_id: what the loss is measured with and on.
         measured_before: rows of the target or larger already stood in the table: not a registered prediction.
         replaces: hash of the rows of a prediction this one was allowed to replace.
     """
@@ -86,9 +92,15 @@ class Prediction:
     measured_before: bool
     replaces: str | None = None
 
+    @property
+    def sha256(self) -> str:
+        """Hash of everything above, as JSON with sorted keys."""
+        content = {**vars(self), "params": dict(self.params)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**vars(self), "params": dict(self.params)}
+        """Plain values for JSON, with their hash."""
+        return {**vars(self), "params": dict(self.params), "sha256": self.sha256}
 
     def write(self, path: Path | str, *, replace_other: bool = False) -> Prediction:
         """Write it as JSON and return what stands in the file.
@@ -113,13 +125,25 @@ class Prediction:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a prediction. Raises ``PredictionError`` for a missing file or one that holds something else."""
+        """Read a prediction.
+
+        Raises ``PredictionError`` for a missing file, one that holds something else, or one that was changed since.
+        """
         try:
-            return cls(**json.loads(Path(path).read_text()))
+            values = json.loads(Path(path).read_text())
+            written = values.pop("sha256", None)
+            prediction = cls(**values)
         except FileNotFoundError:
             raise PredictionError(f"{path} does not exist; make a prediction with predict_holdout") from None
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise PredictionError(f"{path} is not a prediction ({error}); delete it and predict again") from None
+        if written != prediction.sha256:
+            state = "carries no hash" if written is None else f"does not match its hash {written[:12]}"
+            raise PredictionError(
+                f"{path} {state} (its content has {prediction.sha256[:12]}), so it is not what was registered; restore "
+                "the file, or delete it and predict again"
+            )
+        return prediction
 
     def law_at(self, n: ArrayLike) -> Floats:
         """The loss that the law behind the prediction gives at N."""
@@ -184,10 +208,10 @@ def predict_holdout(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Prediction:
-    """Predict the loss at ``n_target`` from the smaller sizes only; larger rows in the table are not looked at.
+    """Predict the loss ``y`` at ``n_target`` from the smaller sizes only; larger rows in ``table`` are not looked at.
 
-    The interval is for the mean of ``seeds`` runs. Raises ``PredictionError`` when no size is smaller, otherwise what
-    ``Law.fit`` and ``predict_interval`` raise.
+    ``law``, ``bootstrap`` and ``seed`` are of the fit. The interval is for the mean of ``seeds`` runs. Raises
+    ``PredictionError`` when no size is smaller, otherwise what ``Law.fit`` and ``predict_interval`` raise.
     """
     law = replace(law, per=1.0)
     name = law.roles["n"]
@@ -229,7 +253,11 @@ def predict_holdout(
 def leave_largest_out(
     table: RunTable, law: Law, *, y: str = "val_nats_per_token_avg", bootstrap: int = 1000, seed: int = 0
 ) -> tuple[Prediction, HoldoutScore]:
-    """Predict the largest size from the others, after the fact. Raises as ``predict_holdout`` does."""
+    """Predict ``y`` at the largest size of ``table`` from the others, after the fact.
+
+    ``law``, ``bootstrap`` and ``seed`` are of the fit. Raises as ``predict_holdout`` does, and ``RunTableError`` for a
+    table without a finished run.
+    """
     usable = RunTable(table.usable)
     if len(usable) == 0:
         raise RunTableError(["no finished run to hold out; run or resume the sweep"])

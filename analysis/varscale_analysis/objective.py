@@ -93,20 +93,26 @@ class Objective:
 
 
 def squares(residual: Residual = "log", weights: str | None = None) -> Objective:
-    """Least squares."""
+    """Least squares of the ``residual``, "log" or "raw"; ``weights``: column of 1 / variance, if any."""
     return Objective(residual, "squares", weights=weights)
 
 
 def huber(delta: float = 1e-3, residual: Residual = "log", weights: str | None = None) -> Objective:
-    """Huber's loss with its corner at ``delta``, in the unit of the residual."""
+    """Huber's loss with its corner at ``delta``, in the unit of the ``residual``; ``weights`` as for squares.
+
+    Raises ``ValueError`` for a delta of 0 or less.
+    """
     return Objective(residual, "huber", delta=delta, weights=weights)
 
 
 def least_absolute_deviations(residual: Residual = "log", weights: str | None = None) -> Objective:
-    """The sum of absolute residuals."""
+    """The sum of absolute values of the ``residual``, "log" or "raw"; ``weights``: a column, if any."""
     return Objective(residual, "absolute", weights=weights)
 
 
 def quantile(tau: float, residual: Residual = "log", weights: str | None = None) -> Objective:
-    """The law that a share ``tau`` of the points lie below."""
+    """The law that a share ``tau`` of the points lie below; ``residual`` and ``weights`` as for squares.
+
+    Raises ``ValueError`` for a tau outside (0, 1).
+    """
     return Objective(residual, "quantile", tau=tau, weights=weights)

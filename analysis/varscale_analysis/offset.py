@@ -12,12 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from varscale_analysis.fit import FitError
+from varscale_analysis.objective import FitError
+from varscale_analysis.points import Points
 
 
 @dataclass(frozen=True)
 class ExponentAtOffset:
-    """One row: a fixed E (nat/token), the slope of log(L - E) on log N, Pearson's r of the two (not evidence)."""
+    """One row: a fixed E.
+
+    Attributes:
+        offset: E, in the unit of the loss.
+        alpha: slope of log(L - E) on log N.
+        pearson_r: correlation of the two; printed, not evidence.
+    """
 
     offset: float
     alpha: float
@@ -27,11 +34,17 @@ class ExponentAtOffset:
 def exponent_against_offset(
     n: ArrayLike, loss: ArrayLike, offsets: ArrayLike | None = None
 ) -> tuple[ExponentAtOffset, ...]:
-    """The exponent for each fixed E: by default 25 from 0 to 99 % of the smallest loss, denser there.
+    """The exponent for each fixed E.
 
-    Raises ``FitError`` for fewer than 3 distinct sizes or an E at or above the smallest loss.
+    Args:
+        n, loss: sizes and raw losses, (n,).
+        offsets: values of E, in the unit of the loss; by default 25 from 0 to 99 % of the smallest loss, denser there.
+
+    Raises ``FitError`` for values that are not positive numbers, fewer than 3 distinct sizes, or an E at or above the
+    smallest loss.
     """
-    x_n, y_n = np.log(np.asarray(n, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
+    points = Points.read((n, loss), {"n": "N"}, "loss")
+    x_n, y_n = np.log(points.x["n"]), points.y
     if len(np.unique(x_n)) < 3:
         raise FitError(f"the exponent against E needs 3 sizes, there are {len(np.unique(x_n))}; measure more")
     smallest = float(y_n.min())

@@ -52,7 +52,8 @@ class Allocation:
     Attributes:
         flops: the budget, FLOP.
         n, d, loss: the best size, its tokens and the loss to expect; ``d`` and ``loss`` are None where the frontier
-            has none. The 90 % intervals (low, high) are None without draws.
+            has none.
+        n_interval, d_interval, loss_interval: their 90 % intervals (low, high); None without draws.
         extrapolation: factor in compute outside the optima behind the frontier; 1 inside, None where their range is not
             known.
     """

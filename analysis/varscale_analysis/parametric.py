@@ -51,7 +51,7 @@ class ComputeCost:
         return cls(float(np.exp(value[0])), g) if abs(g) > 1e-9 else cls(float(np.exp(np.log(per).mean())))
 
     def flops(self, n: ArrayLike, d: ArrayLike) -> Floats:
-        """C of N parameters and D tokens."""
+        """C (FLOP) of N parameters and D tokens, numbers or arrays."""
         return np.asarray(self.k * np.asarray(n, dtype=np.float64) ** (1 + self.g) * np.asarray(d, dtype=np.float64))
 
     def __str__(self) -> str:

@@ -59,6 +59,8 @@ class Points:
         """
         at, frame = "", None
         if isinstance(data, RunTable):
+            # A law of tokens or of compute holds no D fixed, whatever its form.
+            fixed_tokens = fixed_tokens and not {"tokens_seen", "flops_train"} & {*roles.values()}
             table = data.comparable(fixed_tokens=fixed_tokens)
             at, frame = table.at_tokens if fixed_tokens else "", table.rows
             columns = {name: table.values(name) for name in (*roles.values(), y, *([weights] if weights else []))}

@@ -52,7 +52,10 @@ class Profile:
         return self.least + self.unit_of_f * float(fdtri(1, self.degrees_of_freedom, level))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The interval; an end is a bound, or infinite, where the profile never rises to the threshold."""
+        """The interval; an end is a bound, or infinite, where the profile never rises to the threshold.
+
+        Raises ``ValueError`` for a level of 0 or less, or beyond .999, out to which it is traced.
+        """
         if not 0 < level <= _WIDEST:
             raise ValueError(f"a level lies between 0 and {_WIDEST}, got {level:g}")
         return self._end(level, self.values <= self.best, 0), self._end(level, self.values >= self.best, 1)
@@ -70,7 +73,7 @@ class Profile:
 
 
 def profile_of(problem: Problem, theta: Floats, name: str) -> Profile:
-    """Trace the profile of a reported or derived quantity from the optimum ``theta`` (P,).
+    """Trace the profile of the reported or derived quantity ``name`` of a ``problem`` from its optimum ``theta`` (P,).
 
     Raises ``FitError`` for an unknown or given quantity, a loss with a kink, or no degree of freedom.
     """

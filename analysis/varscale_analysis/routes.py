@@ -52,7 +52,7 @@ class RouteRow:
 
 @dataclass(frozen=True)
 class RouteComparison:
-    """Exponents and optima by every route, then every pair's differences (ratios for N_opt, D_opt)."""
+    """``rows``: exponents and optima by every route; ``differences`` of every pair (ratios for N_opt, D_opt)."""
 
     rows: tuple[RouteRow, ...]
     differences: tuple[RouteRow, ...]

@@ -50,10 +50,14 @@ def log_likelihood(objective: Objective, residual_n: Floats, y_n: Floats, w_n: F
 
 @dataclass(frozen=True)
 class LawScore:
-    """One law's row: free parameters (the error's scale not counted), log-likelihood, and criteria: lower is better.
+    """One law's row.
 
-    AICc is None where it has no meaning, with at most k + 2 points. ``weight`` is the Akaike weight by AICc (by AIC
-    where one is missing).
+    Attributes:
+        law: its name.
+        params: free parameters, the error's scale not counted.
+        log_likelihood: see ``log_likelihood``.
+        aic, aicc, bic: criteria, lower is better; aicc is None where it has no meaning, with at most params + 2 points.
+        weight: Akaike weight by aicc, by aic where one is missing.
     """
 
     law: str
@@ -67,9 +71,13 @@ class LawScore:
 
 @dataclass(frozen=True)
 class LikelihoodRatio:
-    """Twice the gain of the larger law, its extra parameters, and the chi-squared p value.
+    """Whether a larger law is worth its parameters.
 
-    ``at_bound``: the smaller law lies on a bound of the larger (E = 0), where p is conservative by up to a factor of 2.
+    Attributes:
+        statistic: twice the gain of log-likelihood.
+        extra: parameters that the larger law has more.
+        p: of the chi-squared distribution with ``extra`` degrees of freedom.
+        at_bound: the smaller law lies on a bound of the larger (E = 0), where p is conservative by up to a factor of 2.
     """
 
     statistic: float

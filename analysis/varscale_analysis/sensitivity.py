@@ -46,7 +46,7 @@ class SensitivityRow:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The table. The first row is the law as it was given."""
+    """The table of a ``law``, by name, fitted to ``y``. The first of the ``rows`` is the law as it was given."""
 
     law: str
     y: str
@@ -96,6 +96,7 @@ def sensitivity_of(
     """Refit ``law`` under other objectives, without each size and each outlier, and with E given.
 
     Args:
+        law, data, y: as for ``Law.fit``.
         deltas: corners of Huber losses of log residuals; least absolute deviations and squares (of log and of raw
             residuals) are always there.
         offsets: values of E to fix, for laws with an E; by default 0 and 50, 80, 90, 95 and 98 % of the smallest y.
@@ -119,7 +120,7 @@ def sensitivity_of(
             rows.append(_row("size", f"without {column} = {value:.4g}", law, points.where(points.x[role] != value)))
     theta = Problem(law, points).optimum()[0]
     size = np.abs(Problem(law, points).residuals(theta))
-    furthest = np.argsort(-size)[: min(outliers, len(points))]
+    furthest = np.argsort(-size)[: min(outliers, len(points) - 1)]
     for i in furthest:
         keep = np.arange(len(points)) != i
         where = ", ".join(f"{law.roles[r]} = {x[i]:.4g}" for r, x in points.x.items())

@@ -1,6 +1,7 @@
-"""StudyAnalysis: everything this package says about one study folder, from its run table and curves.
+"""StudyAnalysis: everything this package says about one study, from its run table and curves.
 
-A part that the data cannot carry (two sizes have no saturating law) is absent with its reason; the rest stands.
+A part that the data cannot carry (two sizes have no saturating law, one D has no law of N and D) is absent with its
+reason; the rest stands.
 """
 
 from __future__ import annotations
@@ -13,34 +14,19 @@ from typing import Any
 import numpy as np
 
 from varscale_analysis.atomic import write_json
-from varscale_analysis.fit import FitError
+from varscale_analysis.checks import StudyChecks
+from varscale_analysis.flatness import Flatness
 from varscale_analysis.frontier import Frontier
-from varscale_analysis.holdout import HoldoutScore, Prediction, PredictionError, leave_largest_out
-from varscale_analysis.laws import LawFit, PowerLaw, SaturatingPowerLaw
-from varscale_analysis.offset import ExponentAtOffset, exponent_against_offset
-from varscale_analysis.table import SIZES, RunTable
+from varscale_analysis.holdout import HoldoutScore, Prediction
+from varscale_analysis.ladder import SizeRow, ladder_table
+from varscale_analysis.laws import LawFit
+from varscale_analysis.lr import LearningRateScan
+from varscale_analysis.offset import ExponentAtOffset
+from varscale_analysis.routes import RouteComparison
+from varscale_analysis.table import RunTable, unit_of
 
 PREDICTION_FILE = "prediction.json"
 FIT_FILE = "fit.json"
-LOSSES = ("val_nats_per_token_avg", "val_nats_per_token_last")
-_MEASURES = ("flops_train", "wall_s", *LOSSES, "val_error_avg", "val_error_last")
-
-
-@dataclass(frozen=True)
-class SizeRow:
-    """One size of the ladder: counts of parameters, seed means, and the seeds' spread (None for a single seed).
-
-    ``means`` and ``spreads`` are by column name, in the column's unit; a column empty in some run is None. A spread is
-    the sample standard deviation over seeds.
-    """
-
-    n: float
-    params: Mapping[str, float]
-    depth: float
-    width: float
-    seeds: int
-    means: Mapping[str, float | None]
-    spreads: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,63 +34,78 @@ class StudyAnalysis:
     """The analysis of one study.
 
     Attributes:
-        tokens: the D that was asked for, None where the table has a single one.
-        table: all rows; ``usable`` those behind the fits.
-        sizes: one row a size, ascending.
+        folder: of the study; None for a table that was handed in.
+        table: all rows; ``used`` those behind the laws of N, ``everything`` those behind the others.
+        n, y: convention of N and the loss.
+        at: the D of the laws of N, or the range of D.
+        tokens: the D that was asked for, None for all.
+        sizes: one row a size, ascending; one a size and D where the D differ.
         fits: by "law/loss", such as "saturating/val_nats_per_token_avg".
-        frontier: laws of compute; None if absent.
+        frontiers: by route: "envelope", "isoflop", "law".
+        routes: the frontiers side by side; None with fewer than two.
+        flatness: at the largest compute of each route.
         exponents: alpha for each fixed E.
         per_scale: size -> mean nats per token of scales 0 .. K-1.
         prediction, score: the hold-out; the score is None until the size is measured.
+        checks: of the main law; None without one.
         absent: part -> why it is not there.
+        rates: the scan of learning rates; None where every size was trained at one.
     """
 
-    folder: Path
+    folder: Path | None
     table: RunTable
+    used: RunTable
+    everything: RunTable
     n: str
     y: str
     at: str
     tokens: float | None
     sizes: tuple[SizeRow, ...]
     fits: Mapping[str, LawFit]
-    frontier: Frontier | None
+    frontiers: Mapping[str, Frontier]
+    routes: RouteComparison | None
+    flatness: Mapping[str, Flatness]
     exponents: tuple[ExponentAtOffset, ...]
     per_scale: Mapping[float, tuple[float, ...]]
     prediction: Prediction | None
     score: HoldoutScore | None
+    checks: StudyChecks | None
     absent: Mapping[str, str]
+    rates: LearningRateScan | None = None
+
+    @property
+    def main(self) -> LawFit | None:
+        """The first law of ``y``: what the checks are made of."""
+        return next((fit for name, fit in self.fits.items() if name.endswith(f"/{self.y}")), None)
+
+    @property
+    def frontier(self) -> Frontier | None:
+        """By the envelope; None if absent."""
+        return self.frontiers.get("envelope")
 
     def summary(self) -> str:
-        """The table a person pastes: sizes, laws with intervals, hold-out, frontier, what is absent and why."""
-        runs = sum(row.seeds for row in self.sizes)
-        rule = ", ".join(sorted(set(map(str, self.table.usable["flops_rule"]))))
-        lines = [
-            f"{len(self.table)} runs, {runs} in the fits, {len(self.sizes)} sizes, {self.at}, FLOP rule {rule}",
-            "",
-        ]
-        lines.append(
-            f"{self.n:>16}  {'FLOP':>9}  seeds  {'L_avg nat/token':>17}  {'L_last nat/token':>17}  {'error':>6}"
-        )
-        for row in self.sizes:
-            losses = [
-                f"{row.means[name]:.4f}"
-                + (f" +- {row.spreads[name]:.4f}" if row.spreads[name] is not None else " " * 10)
-                for name in LOSSES
-            ]
-            error = row.means["val_error_avg"]
-            lines.append(
-                f"{row.n:>16,.0f}  {row.means['flops_train']:>9.3g}  {row.seeds:>5}  {losses[0]:>17}  {losses[1]:>17}  "
-                + (f"{error:>6.4f}" if error is not None else f"{'-':>6}")
-            )
-        for fit in self.fits.values():
-            lines += ["", fit.summary()]
+        """What a person pastes: sizes, laws with intervals, hold-out, frontiers, checks, what is absent and why."""
+        runs, ladder = sum(row.seeds for row in self.sizes), len({row.n for row in self.sizes})
+        rule = ", ".join(sorted(set(map(str, self.table.usable["flops_rule"])) - {""})) or "not given"
+        head = f"{len(self.table)} runs, {runs} in the fits, {ladder} sizes, {self.at}, FLOP rule {rule}"
+        parts = ["\n".join([head, *(f"note: {note}" for note in self.table.notes)])]
+        parts.append("\n".join(ladder_table(self.sizes, self.n, self.y)))
+        if self.rates is not None:
+            parts.append(self.rates.summary())
+        parts += [fit.summary() for fit in self.fits.values()]
         if self.prediction is not None:
-            lines += ["", self.prediction.summary(self.score)]
-        if self.frontier is not None:
-            lines += ["", self.frontier.summary()]
+            parts.append(self.prediction.summary(self.score))
+        parts += [frontier.summary() for frontier in self.frontiers.values()]
+        if self.routes is not None:
+            parts.append("\n".join(_exponents(self.routes)))
+        if self.flatness:
+            unit = unit_of(self.y)
+            parts.append("\n".join(_flatness_line(route, row, unit) for route, row in self.flatness.items()))
+        if self.checks is not None:
+            parts.append(self.checks.summary())
         if self.absent:
-            lines += [""] + [f"absent: {part}: {why}" for part, why in self.absent.items()]
-        return "\n".join(lines)
+            parts.append("\n".join(f"absent: {part}: {why}" for part, why in self.absent.items()))
+        return "\n\n".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -112,124 +113,54 @@ class StudyAnalysis:
             "n": self.n,
             "y": self.y,
             "at": self.at,
+            "notes": list(self.table.notes),
             "sizes": [
                 {**vars(row), "params": dict(row.params), "means": dict(row.means), "spreads": dict(row.spreads)}
                 for row in self.sizes
             ],
             "fits": {name: fit.to_dict() for name, fit in self.fits.items()},
-            "frontier": None if self.frontier is None else self.frontier.to_dict(),
+            "frontiers": {route: frontier.to_dict() for route, frontier in self.frontiers.items()},
+            "routes": None if self.routes is None else self.routes.to_dict(),
+            "flatness": {route: row.to_dict() for route, row in self.flatness.items()},
             "exponents": [vars(row) for row in self.exponents],
             "per_scale": [{"n": n, "nats_per_token": list(values)} for n, values in self.per_scale.items()],
             "prediction": None if self.prediction is None else self.prediction.to_dict(),
             "score": None if self.score is None else vars(self.score),
+            "checks": None if self.checks is None else self.checks.to_dict(),
             "absent": dict(self.absent),
+            "rates": None if self.rates is None else self.rates.to_dict(),
         }
 
     def write(self, path: Path | str | None = None) -> Path:
-        """Write ``to_dict`` as JSON, by default to ``fit.json`` in the study folder."""
-        path = self.folder / FIT_FILE if path is None else Path(path)
+        """Write ``to_dict`` as JSON, by default to ``fit.json`` in the study folder, and return the path.
+
+        Raises ``ValueError`` where neither a path nor a folder is known.
+        """
+        if path is None and self.folder is None:
+            raise ValueError("the table was handed in without a study folder; name the path to write to")
+        path = Path(path) if path is not None else Path(str(self.folder)) / FIT_FILE
         write_json(path, self.to_dict())
         return path
 
 
-def analyse(
-    folder: Path | str,
-    *,
-    n: str = "params_nonembed",
-    y: str = "val_nats_per_token_avg",
-    holdout: Prediction | None = None,
-    tokens: float | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> StudyAnalysis:
-    """Analyse a study folder that holds ``runs.csv`` and, for the frontier, ``curves.csv``.
+def _exponents(routes: RouteComparison) -> list[str]:
+    """The exponent of N_opt by every route, and where routes disagree about anything."""
+    shown = [row for row in (*routes.rows, *routes.differences) if row.quantity == "exponent of N_opt"]
+    cells = []
+    for row in shown:
+        ends = "" if row.low is None else f" [{row.low:.4g}, {row.high:.4g}]"
+        cells.append(f"{row.route} {row.value:.4g}{ends}")
+    apart = [f"{row.quantity} ({row.route})" for row in routes.differences if row.disagrees]
+    lines = [f"exponent of N_opt by route: {', '.join(cells)}"] if cells else []
+    return [*lines, f"the routes disagree about: {', '.join(apart) or 'nothing, within their intervals'}"]
 
-    Args:
-        n: convention of N, one of ``table.SIZES``.
-        y: the loss of hold-out, frontier and exponents; the laws are fitted to it and to both losses in nats.
-        holdout: a registered prediction; by default ``prediction.json`` of the folder, else leave-the-largest-out.
-        tokens: take only runs trained on this many tokens (within 1 %); the frontier still uses all.
-        bootstrap, seed: draws of each interval and their seed.
 
-    Raises ``RunTableError`` for a table that cannot be used, ``ValueError`` for an unknown convention of N.
-    """
-    folder = Path(folder)
-    if n not in SIZES:
-        raise ValueError(f"n is {n!r}; the conventions of N are {', '.join(SIZES)}")
-    table = RunTable.read(folder / "runs.csv")
-    at_one_d = table if tokens is None else table.select(tokens_seen=tokens)
-    used = at_one_d.comparable(fixed_tokens=True)
-    absent: dict[str, str] = {}
-    fits: dict[str, LawFit] = {}
-    for loss in dict.fromkeys((y, *LOSSES)):
-        for law in (SaturatingPowerLaw(n=n), PowerLaw(n=n)):
-            name = f"{law.name}/{loss}"
-            try:
-                fits[name] = law.fit(used, loss, bootstrap=bootstrap, seed=seed)
-            except FitError as error:
-                absent[name] = str(error)
-    frontier = None
-    try:
-        frontier = Frontier.from_envelope(table, n=n, y=y, bootstrap=bootstrap, seed=seed)
-    except FitError as error:
-        absent["frontier"] = str(error)
-    exponents: tuple[ExponentAtOffset, ...] = ()
-    try:
-        exponents = exponent_against_offset(used.values(n), used.values(y))
-    except FitError as error:
-        absent["exponent against E"] = str(error)
-    prediction, score = holdout, None
-    try:
-        if prediction is None and (folder / PREDICTION_FILE).exists():
-            prediction = Prediction.read(folder / PREDICTION_FILE)
-        if prediction is None:
-            law = SaturatingPowerLaw(n=n)
-            prediction, score = leave_largest_out(used, law, y=y, bootstrap=bootstrap, seed=seed)
-        else:
-            score = prediction.compare(at_one_d)
-    except (FitError, PredictionError) as error:
-        absent["hold-out"] = str(error)
-    per_scale = _per_scale(used, n)
-    if not per_scale:
-        absent["nats per scale"] = "the curves hold no nats_per_token with a scale; collect them with the runs"
-    return StudyAnalysis(
-        folder=folder,
-        table=table,
-        n=n,
-        y=y,
-        at=used.at_tokens,
-        tokens=tokens,
-        sizes=_sizes(used, n),
-        fits=fits,
-        frontier=frontier,
-        exponents=exponents,
-        per_scale=per_scale,
-        prediction=prediction,
-        score=score,
-        absent=absent,
+def _flatness_line(route: str, row: Flatness, unit: str) -> str:
+    low, high = (f"{end.value:.3g}" if end is not None else "not measured" for end in (row.n_low, row.n_high))
+    costs = "; ".join(
+        f"{cost.factor:g} N_opt costs {cost.excess.value:.3g} {unit}"
+        for cost in row.costs
+        if np.isclose(abs(np.log2(cost.factor)), 1.0)
     )
-
-
-def _sizes(used: RunTable, n: str) -> tuple[SizeRow, ...]:
-    size_n, out = used.values(n), []
-    for size in np.unique(size_n):
-        rows = used.rows[size_n == size]
-        columns = {name: rows[name].to_numpy(np.float64) for name in _MEASURES}
-        means = {k: None if np.isnan(v).any() else float(v.mean()) for k, v in columns.items()}
-        spreads = {k: float(v.std(ddof=1)) if len(v) > 1 and means[k] is not None else None for k, v in columns.items()}
-        params = {name: float(rows[name].iloc[0]) for name in SIZES}
-        depth, width = (float(rows[name].iloc[0]) for name in ("depth", "width"))
-        out.append(SizeRow(float(size), params, depth, width, len(rows), means, spreads))
-    return tuple(out)
-
-
-def _per_scale(used: RunTable, n: str) -> dict[float, tuple[float, ...]]:
-    """Seed mean of the nats per token of each scale, by size; a size without them in every run is left out."""
-    if used.curves is None:
-        return {}
-    of_run = used.curves.per_scale(map(str, used.rows["run_id"]))
-    by_size: dict[float, list[np.ndarray[Any, Any]]] = {}
-    for run, size in zip(used.rows["run_id"], used.values(n), strict=True):
-        if str(run) in of_run:
-            by_size.setdefault(float(size), []).append(of_run[str(run)])
-    return {size: tuple(np.mean(by_size[size], axis=0).tolist()) for size in sorted(by_size)}
+    text = f"flatness by {route} at {row.flops:.3g} FLOP: N_opt {row.n_opt:.3g}, within {row.within:.0%} of the best "
+    return text + f"loss from {low} to {high}" + (f"; {costs}" if costs else "")

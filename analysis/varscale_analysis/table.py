@@ -1,116 +1,111 @@
-"""RunTable: the runs of a study, read from ``runs.csv``, validated as a whole before anything is fitted.
+"""RunTable: the runs of a study, validated as a whole before anything is fitted.
 
 One row a run, the columns of the run table of varscale; this package reads them by name and knows the unit of each.
+``read`` takes the ``runs.csv`` that varscale writes and holds it to that contract; ``from_csv`` and ``from_frame`` take
+any table by a map of its columns (`varscale_analysis.column_map`), where most may be absent.
 Rows are never deleted: those not finished, or with a reason for exclusion, stay in the table and out of the fits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from varscale_analysis.column_map import mapped_rows
+from varscale_analysis.columns import COLUMNS, SIZES, STATUSES, Column, RunTableError, unit_of, validated
 from varscale_analysis.curves import Curves
 from varscale_analysis.objective import Floats
+
+__all__ = [
+    "COLUMNS",
+    "LEVEL",
+    "SIZES",
+    "STATUSES",
+    "TOKENS_TOLERANCE",
+    "Column",
+    "RunTable",
+    "RunTableError",
+    "unit_of",
+]
 
 LEVEL = 0.9  # of every interval that is reported
 TOKENS_TOLERANCE = 0.01  # runs whose tokens differ by more than this are not on one law of N
 
-STATUSES = ("running", "finished", "diverged", "failed", "stopped")
-
-
-class RunTableError(ValueError):
-    """A run table that cannot be used: lists every problem at once, each with its remedy."""
-
-    def __init__(self, problems: Sequence[str]):
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column this package reads. ``fitted``: must be present and positive in every row that enters a fit."""
-
-    name: str
-    unit: str
-    kind: Literal["text", "count", "real"]
-    fitted: bool = False
-    high: float | None = None
-
-
-COLUMNS = (
-    Column("run_id", "-", "text"),
-    Column("created_utc", "-", "text"),
-    Column("study", "-", "text"),
-    Column("status", "-", "text"),
-    Column("exclude_reason", "-", "text"),
-    Column("family", "-", "text"),
-    Column("tokenizer_id", "-", "text"),
-    Column("dataset_id", "-", "text"),
-    Column("seed", "1", "count"),
-    Column("flops_train", "FLOP", "real", fitted=True),
-    Column("flops_rule", "-", "text"),
-    Column("resolution_px", "px", "count"),
-    Column("schedule", "-", "text"),
-    Column("num_tokens", "token/image", "count", fitted=True),
-    Column("code", "-", "text"),
-    Column("depth", "1", "count"),
-    Column("width", "1", "count"),
-    Column("params_token", "1", "count", fitted=True),
-    Column("params_image", "1", "count"),
-    Column("params_blocks", "1", "count", fitted=True),
-    Column("params_embed", "1", "count"),
-    Column("params_head", "1", "count"),
-    Column("params_total", "1", "count", fitted=True),
-    Column("images_seen", "image", "real", fitted=True),
-    Column("unique_images", "image", "real"),
-    Column("tokens_seen", "token", "real", fitted=True),
-    Column("val_nats_per_token_avg", "nat", "real", fitted=True),
-    Column("val_nats_per_token_last", "nat", "real", fitted=True),
-    Column("val_error_avg", "1", "real", high=1.0),
-    Column("val_error_last", "1", "real", high=1.0),
-    Column("val_images", "image", "real"),
-    Column("wall_s", "s", "real"),
-    Column("device", "-", "text"),
-    Column("precision", "-", "text"),
-)
-SIZES = ("params_nonembed", "params_token", "params_blocks", "params_total")
-_UNITS = {column.name: column.unit for column in COLUMNS}
-_UNITS |= dict.fromkeys(SIZES, "parameter") | {"val_nats_per_token_avg": "nat/token"}
-_UNITS |= {"val_nats_per_token_last": "nat/token"}
-
-
-def unit_of(name: str) -> str:
-    """The unit as printed: parameter for the conventions of N, nat/token for losses, else the column's own, else 1."""
-    return _UNITS.get(name, "1")
-
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """The runs of a study. ``rows`` holds every run; ``usable`` marks those that enter fits."""
+    """The runs of a study. ``rows`` holds every run; ``usable`` marks those that enter fits.
+
+    ``curves``: the measurements along them, if there are any. ``notes`` say what was computed, flagged or
+    left out while a table was read by a map of its columns.
+    """
 
     rows: pd.DataFrame
     curves: Curves | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
         """Read ``runs.csv``, and ``curves.csv`` where it lies beside it. Raises ``RunTableError`` with all problems."""
         path = Path(path)
-        try:
-            raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except FileNotFoundError:
-            raise RunTableError([f"{path} does not exist; write it with `varscale collect`"]) from None
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise RunTableError([f"{path} is not a CSV table ({error}); write it with `varscale collect`"]) from None
-        curves_path = path.with_name("curves.csv")
-        rows = _validated(raw, str(path))
-        return cls(rows, Curves.read(curves_path) if curves_path.exists() else None)
+        rows = validated(_cells(path, "write it with `varscale collect`"), str(path))
+        return cls(rows, _curves_beside(path))
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: Path | str,
+        columns: Mapping[str, str] | None = None,
+        *,
+        units: Mapping[str, str | float] | None = None,
+        constants: Mapping[str, str | float] | None = None,
+    ) -> Self:
+        """Read any CSV with a header, one row a run, by a map of its columns.
+
+        Args:
+            columns: our column names to the file's, such as ``{"params_total": "n_params", "tokens_seen": "tokens"}``,
+                where they differ; a column that bears one of our names is taken as it is. All others stay in the table
+                under their own names.
+            units: by our name, what the file counts in: a factor, or one of ``units.NAMED_UNITS`` such as ``"B"``
+                (1e9), ``"PFLOP"``, ``"bit"`` (of a loss) or ``"%"``.
+            constants: by our name, one value for every row, such as ``{"tokenizer_id": "gpt-neox"}``. With
+                ``{"flops_rule": "6nd"}`` and no column of FLOPs, C = 6 N D is computed, N being ``params_nonembed``
+                or else the one that is given.
+
+        A loss and one of sizes, tokens and FLOPs are needed; whatever else is absent is named once a law asks for it.
+        Repeated, diverged and partial runs are flagged (`varscale_analysis.run_flags`), never deleted, and ``notes``
+        lists them; rows are counted from 0, as in ``rows.iloc``. ``curves.csv`` beside a ``runs.csv`` is read with it.
+        Raises ``RunTableError`` with every problem found: a column or name that does not exist, cells that are not
+        numbers, values outside their limits, two units in one column.
+        """
+        path = Path(path)
+        cells = _cells(path, "give a CSV file with a header and one row a run")
+        table = cls.from_frame(cells, columns, units=units, constants=constants, source=str(path))
+        return replace(table, curves=_curves_beside(path) if path.name == "runs.csv" else None)
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        columns: Mapping[str, str] | None = None,
+        *,
+        units: Mapping[str, str | float] | None = None,
+        constants: Mapping[str, str | float] | None = None,
+        source: str = "the table",
+    ) -> Self:
+        """As ``from_csv``, from a data frame; ``source`` names it in messages, and the study where none is given.
+
+        A run whose losses are all NaN has diverged; None and NA are cells without a value.
+        """
+        rows, notes = mapped_rows(frame, columns or {}, units or {}, constants or {}, source)
+        return cls(rows, None, notes)
 
     @property
     def usable(self) -> pd.DataFrame:
@@ -125,6 +120,10 @@ class RunTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def has(self, name: str) -> bool:
+        """Whether a column is there and filled in at least one row."""
+        return name in self.rows and not bool((self.rows[name].isna() | (self.rows[name] == "")).all())
 
     def select(self, **equal: object) -> RunTable:
         """Rows whose columns equal the given values; ``tokens_seen`` matches within 1 %.
@@ -165,8 +164,8 @@ class RunTable:
                     f"the rows mix {len(values)} {what} ({', '.join(values)}), whose numbers cannot be compared; fit "
                     f"each alone: table.select({name}={values[0]!r})"
                 )
-        tokens = table.values("tokens_seen")
-        if fixed_tokens and tokens.max() > tokens.min() * (1 + TOKENS_TOLERANCE):
+        tokens = table.values("tokens_seen") if fixed_tokens and table.has("tokens_seen") else np.ones(1)
+        if tokens.max() > tokens.min() * (1 + TOKENS_TOLERANCE):
             found = ", ".join(f"{value:.4g}" for value in np.unique(tokens)[:6])
             problems.append(
                 f"the rows were trained on different numbers of tokens ({found}), and E and alpha depend on D; fit "
@@ -185,16 +184,22 @@ class RunTable:
         except (TypeError, ValueError):
             raise RunTableError([f"column {name} does not hold numbers; name a column that does"]) from None
         if np.isnan(values).any():
-            raise RunTableError(
-                [f"column {name} is empty in {int(np.isnan(values).sum())} rows; measure or exclude them"]
-            )
+            problem = f"column {name} is empty in {int(np.isnan(values).sum())} rows; measure or exclude them"
+            if not self.has(name):
+                problem += f", or name the column that holds it: RunTable.from_csv(..., columns={{{name!r}: ...}})"
+                if name in SIZES and (given := [size for size in SIZES if self.has(size)]):
+                    problem += f"; the sizes of this table are {', '.join(given)} (n={given[0]!r})"
+            raise RunTableError([problem])
         return values
 
     @property
     def at_tokens(self) -> str:
         """The label of a fit at fixed tokens."""
+        if not self.has("tokens_seen"):
+            return "at a D that is not given"
         tokens = self.values("tokens_seen")
-        repeats = tokens / self.values("num_tokens") / np.maximum(self.rows["unique_images"].to_numpy(np.float64), 1.0)
+        tokens_image, unique = (self.rows[name].to_numpy(np.float64) for name in ("num_tokens", "unique_images"))
+        repeats = tokens / tokens_image / np.maximum(unique, 1.0)
         epochs = "" if np.isnan(repeats).any() or repeats.max() < 1.005 else f", {repeats.mean():.3g} epochs"
         return f"at D = {tokens.mean():.4g} tokens{epochs}"
 
@@ -212,66 +217,19 @@ class RunTable:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _validated(raw: pd.DataFrame, path: str) -> pd.DataFrame:
-    """Typed columns with the derived ones. Raises ``RunTableError`` with every problem found."""
-    missing = [column.name for column in COLUMNS if column.name not in raw]
-    if missing:
-        raise RunTableError([f"{path} lacks the columns {', '.join(missing)}; write it with `varscale collect`"])
-    problems: list[str] = []
-    ids = raw["run_id"].to_numpy(dtype=str)
-    repeated = sorted({str(name) for name, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1})
-    if repeated:
-        problems.append(f"run_id {', '.join(repeated)} stands in more than one row; keep one row a run")
-    status = raw["status"].to_numpy(dtype=str)
-    for value in sorted(set(map(str, status)) - set(STATUSES)):
-        problems.append(f"status {value!r} in run {ids[status == value][0]}; it is one of {', '.join(STATUSES)}")
-    fitted = (status == "finished") & (raw["exclude_reason"].to_numpy(dtype=str) == "")
-    rows = raw.copy()
-    for column in COLUMNS:
-        if column.kind != "text":
-            numbers, found = _numbers(column, raw[column.name].to_numpy(dtype=str), ids, fitted)
-            rows[column.name] = numbers
-            problems += found
-    if not problems:
-        parts = [rows[f"params_{role}"].to_numpy(np.float64) for role in ("token", "image", "blocks", "embed", "head")]
-        token, image, blocks, embed, head = parts
-        total = rows["params_total"].to_numpy(np.float64)
-        for run in ids[fitted & ((token + image != blocks) | (blocks + embed + head != total))]:
-            problems.append(f"run {run}: the parameters by role do not add up to params_blocks and params_total")
-        rows["params_nonembed"] = total - embed
-    if problems:
-        raise RunTableError([f"{path}: {problem}" for problem in problems])
-    return rows
+def _cells(path: Path, remedy: str) -> pd.DataFrame:
+    """The cells of a CSV as text. Raises ``RunTableError`` for a file that is absent or no table."""
+    try:
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RunTableError([f"{path} does not exist; {remedy}"]) from None
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise RunTableError([f"{path} is not a CSV table ({error}); {remedy}"]) from None
+    if not isinstance(cells.index, pd.RangeIndex):  # pandas would take the first cells as labels and shift the others
+        raise RunTableError([f"{path} is not a CSV table (its rows have more cells than its header); {remedy}"])
+    return cells
 
 
-def _numbers(
-    column: Column, cells: NDArray[np.str_], ids: NDArray[np.str_], fitted: NDArray[np.bool_]
-) -> tuple[Floats, list[str]]:
-    """A column as float64, NaN where empty, and what is wrong with it."""
-    numbers, problems = np.full(len(cells), np.nan), []
-    for i, cell in enumerate(cells):
-        if cell == "":
-            if column.fitted and fitted[i]:
-                problems.append(f"run {ids[i]}: {column.name} is empty though the run is finished")
-            continue
-        try:
-            value = float(cell)
-        except ValueError:
-            problems.append(f"run {ids[i]}: {column.name} is {str(cell)!r}, not a number ({column.unit})")
-            continue
-        if not np.isfinite(value):
-            if fitted[i]:
-                problems.append(
-                    f"run {ids[i]}: {column.name} is {cell} though the run is finished; set its status to diverged, or "
-                    "give it an exclude_reason"
-                )
-            continue
-        numbers[i] = value
-        if fitted[i] and value <= 0 and column.fitted:
-            problems.append(f"run {ids[i]}: {column.name} is {cell} {column.unit}; it must be above 0")
-        elif value < 0 or (column.high is not None and value > column.high):
-            top = "" if column.high is None else f" and at most {column.high:g}"
-            problems.append(f"run {ids[i]}: {column.name} is {cell} {column.unit}; it must be at least 0{top}")
-        elif column.kind == "count" and value != round(value):
-            problems.append(f"run {ids[i]}: {column.name} is {cell}; it must be a whole number")
-    return numbers, problems
+def _curves_beside(path: Path) -> Curves | None:
+    curves_path = path.with_name("curves.csv")
+    return Curves.read(curves_path) if curves_path.exists() else None

@@ -78,7 +78,7 @@ class Trend:
         return float(np.exp(self.log_scale - self.exponent * self.log_centre))
 
     def predict(self, flops: ArrayLike) -> Floats:
-        """y at compute ``flops`` (a number or an array)."""
+        """y at compute ``flops``, in its shape. Raises ``ValueError`` for compute that is not positive."""
         return np.asarray(self._values(self.theta, flops)[0].reshape(np.shape(flops)))
 
     def drawn(self, flops: ArrayLike) -> Floats:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from varscale_analysis import RunTable, StudyAnalysis, analyse
+
 SIDES = (1, 2, 3, 4, 6, 8)
 TOKENS_PER_IMAGE = 130
 
@@ -121,6 +123,37 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def isoflop_table() -> RunTable:
+    """30 runs of a Chinchilla law (E 1.8, A 482, B 2085, alpha .348, beta .366), six sizes at each of five budgets."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for c in np.geomspace(1e17, 1e19, 5):
+        for n in 0.0478 * c**0.5126 * np.geomspace(0.2, 5, 6):
+            loss = (1.8 + 482 * n**-0.348 + 2085 * (c / 6 / n) ** -0.366) * np.exp(0.002 * rng.standard_normal())
+            rows.append((n, c / 6 / n, c, loss))
+    names = ["params_total", "tokens_seen", "flops_train", "val_nats_per_token_avg"]
+    return RunTable.from_frame(pd.DataFrame(rows, columns=names), source="isoflop")
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures with few pixels: drawing them is most of the time of a report."""
+    monkeypatch.setattr("varscale_analysis.figures.style.DPI", 40)
+
+
+@pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 7 sizes and 2 seeds that no test changes."""
     return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def ladder(study: Path) -> StudyAnalysis:
+    """The analysis of a study at one D, with few draws."""
+    return analyse(study, bootstrap=100)
+
+
+@pytest.fixture(scope="session")
+def budgets(isoflop_table: RunTable) -> StudyAnalysis:
+    """The analysis of IsoFLOP budgets, with few draws."""
+    return analyse(isoflop_table, bootstrap=100)

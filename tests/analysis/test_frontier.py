@@ -21,7 +21,7 @@ from varscale_analysis import (
     PowerLaw,
     RunTable,
     compare_frontiers,
-    plots,
+    figures,
 )
 from varscale_analysis.laws import ChinchillaLaw
 from varscale_analysis.parametric import LossLaw
@@ -180,11 +180,11 @@ def test_frontiers_that_cannot_be_compared_are_refused(routes: dict[str, Frontie
 
 
 def test_figures_are_drawn(routes: dict[str, Frontier]) -> None:
-    assert isinstance(plots.routes_figure(list(routes.values())), Figure)
-    figure = plots.isoflop_figure(routes["isoflop"])
+    assert isinstance(figures.routes_figure(list(routes.values())), Figure)
+    figure = figures.isoflop_figure(routes["isoflop"])
     assert len(figure.axes[0].lines) == 3 * len(routes["isoflop"].profiles)
     with pytest.raises(ValueError, match="holds no profiles"):
-        plots.isoflop_figure(routes["law"])
+        figures.isoflop_figure(routes["law"])
 
 
 def test_a_study_carries_a_frontier(make_study: Callable[..., Path], truth) -> None:  # type: ignore[no-untyped-def]

@@ -105,3 +105,25 @@ def test_a_prediction_from_too_little_is_refused(table: RunTable, tmp_path: Path
     (tmp_path / "broken.json").write_text(json.dumps({"value": 1})[:-1])
     with pytest.raises(PredictionError, match="not a prediction"):
         Prediction.read(tmp_path / "broken.json")
+
+
+def test_a_changed_prediction_is_noticed(table: RunTable, tmp_path: Path) -> None:
+    path = tmp_path / "prediction.json"
+    prediction = predict_holdout(smaller(table), LAW, 2e5)
+    prediction.write(path)
+    values = json.loads(path.read_text())
+    assert values["sha256"] == prediction.sha256 and len(prediction.sha256) == 64
+    changes: tuple[dict[str, object], ...] = (
+        {"value": values["value"] + 1e-3},
+        {"created_utc": "2020-01-01T00:00:00+00:00"},
+        {"params": {**values["params"], "E": 0.0}},
+    )
+    for change in changes:
+        path.write_text(json.dumps({**values, **change}))
+        with pytest.raises(PredictionError, match="does not match its hash"):
+            Prediction.read(path)
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "sha256"}))
+    with pytest.raises(PredictionError, match="carries no hash"):
+        Prediction.read(path)
+    path.write_text(json.dumps(values))
+    assert Prediction.read(path) == prediction

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from varscale.app.collect import CURVES_FILE, RUNS_FILE, CollectError, collect, main
+from varscale.app.config import ConfigError
 from varscale.records import CURVE_COLUMNS, CURVE_FILE, RUN_FILE, CurveWriter, RecordError, Run, write_run
 
 RUN = Run(
@@ -115,7 +116,7 @@ def test_an_unreadable_run_is_told_and_the_others_are_written(tmp_path: Path, br
             (bad / CURVE_FILE).write_text("step,loss\n1,2\n")
         case "stranger":
             (bad / CURVE_FILE).write_text((bad / CURVE_FILE).read_text().replace("b,10", "c,10"))
-    config = OmegaConf.create({"paths": {"runs": str(tmp_path / "runs"), "study": str(tmp_path)}})
+    config = OmegaConf.create({"source": "runs", "paths": {"runs": str(tmp_path / "runs"), "study": str(tmp_path)}})
     with pytest.raises(CollectError, match="1 of the runs could not be read") as caught:
         main(config)
     assert str(bad) in str(caught.value)
@@ -134,7 +135,12 @@ def test_no_runs_is_an_error_that_keeps_the_old_table(tmp_path: Path) -> None:
 def test_the_verb_says_what_it_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "runs/one", RUN)
     record(tmp_path / "runs/two", RUN.replace(created_utc="2026-01-02T00:00:00+00:00"))
-    main(OmegaConf.create({"paths": {"runs": str(tmp_path / "runs"), "study": str(tmp_path)}}))
+    main(OmegaConf.create({"source": "runs", "paths": {"runs": str(tmp_path / "runs"), "study": str(tmp_path)}}))
     captured = capsys.readouterr()
     assert "1 runs (1 finished)" in captured.out
     assert "one is left out: two is the same run" in captured.err
+
+
+def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="source is wanbd; it is runs"):
+        main(OmegaConf.create({"source": "wanbd", "paths": {"runs": str(tmp_path), "study": str(tmp_path)}}))

@@ -21,11 +21,19 @@ from varscale_analysis.starts import Library
 _SLOPES = np.array([0.01, 0.03, 0.08, 0.15, 0.3, 0.6, 1.2])
 _WIDTHS = np.array([0.1, 0.4, 1.2])
 _BREAKS = np.linspace(0.1, 0.9, 7)  # of the range of log x
+_FURTHEST = 50.0  # of log d1 from the centre of the points: without a bound, points that show no break drive it away
 
 
 @dataclass(frozen=True)
 class BrokenPowerLaw(Law):
-    """A smoothly broken power law of one column; ``offset=False`` leaves E out."""
+    """A smoothly broken power law of one column: slope c0 below N = d1, c0 + c1 above it, f1 the width of the change.
+
+    Attributes:
+        n: column of N; d1 is reported in its unit (or in ``per`` of them), b in the loss's unit times N's to the c0.
+        offset: False leaves E >= 0, in the unit of the loss, out.
+
+    E and c0 can be given with ``fixed``; ``ValueError`` for the others.
+    """
 
     n: str = "params_nonembed"
     offset: bool = field(default=True, kw_only=True)
@@ -58,8 +66,8 @@ class BrokenPowerLaw(Law):
         return (False, True)
 
     def bounds(self) -> tuple[Floats, Floats]:
-        lower = np.array([0.0, -np.inf, 0.0, 0.0, -np.inf, 0.02])
-        return lower, np.array([np.inf, np.inf, EXPONENT_STEEPEST, EXPONENT_STEEPEST, np.inf, 5.0])
+        lower = np.array([0.0, -np.inf, 0.0, 0.0, -_FURTHEST, 0.02])
+        return lower, np.array([np.inf, np.inf, EXPONENT_STEEPEST, EXPONENT_STEEPEST, _FURTHEST, 5.0])
 
     def pins(self) -> tuple[dict[int, float], dict[int, float]]:
         held = {} if self.offset else {0: 0.0}
@@ -70,7 +78,8 @@ class BrokenPowerLaw(Law):
         u = u_Vn[0]
         z = (u - place) / width
         soft, gate = width * np.logaddexp(0.0, z), expit(z)
-        term = safe_exp(a - before * u - (after - before) * soft)
+        # Capped far below safe_exp's bound, because a wild step multiplies it by what is wild too.
+        term = np.exp(np.clip(a - before * u - (after - before) * soft, -700.0, 300.0))
         change = after - before
         slopes = [np.ones_like(term), term, term * (soft - u), -term * soft, term * change * gate]
         slopes.append(-term * change * (soft / width - gate * z))

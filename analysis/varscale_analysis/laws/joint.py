@@ -69,16 +69,27 @@ class JointLaw(Law):
         return np.array(lower), np.array([np.inf] * (2 * count) + [-EXPONENT_FLATTEST] * exponents)
 
     def pins(self) -> tuple[dict[int, float], dict[int, float]]:
+        """As for every law. Raises ``ValueError`` for a given beta."""
         if any(name.startswith("beta") for name in self.fixed):
             raise ValueError("a joint law can be given E and alpha, not beta; leave beta free")
         held = {} if self.offset else dict.fromkeys(range(len(self.targets)), 0.0)
         return held | {self.names.index(name): value for name, value in self.fixed.items()}, {}
 
     def read(self, data: Data, y: str) -> Points:
-        """One point a run and target; ``y`` is not looked at."""
+        """One point a run and target; ``y`` is not looked at.
+
+        Raises ``FitError`` where a run lacks a target, or a loss lies at or below its given E.
+        """
         if isinstance(data, tuple):
             data = {name: values for name, values in zip((self.n, *self.targets), data, strict=True)}
         parts = [Points.read(data, {"n": self.n}, t, self.criterion.weights, fixed_tokens=True) for t in self.targets]
+        for name, part in zip(self.targets, parts, strict=True):
+            offset = self.fixed.get(f"E[{name}]", 0.0)
+            if (part.y <= offset).any():
+                raise FitError(
+                    f"{int((part.y <= offset).sum())} values of {name} lie at or below the fixed E[{name}] = "
+                    f"{offset:g} (the furthest {part.y.min():g}); fix another, or let it be fitted"
+                )
         runs = np.arange(len(parts[0]), dtype=np.int64)
         if len({len(part) for part in parts}) > 1:
             raise FitError("a joint law needs every target in every run; leave out runs that lack one")
@@ -96,7 +107,7 @@ class JointLaw(Law):
         )
 
     def columns(self, given: ArrayLike | None, named: Mapping[str, ArrayLike]) -> dict[str, Floats]:
-        """As for every law, with ``target`` as a column's name."""
+        """As for every law, with ``target`` as a column's name. Raises ``ValueError`` for an unknown one, too."""
         target = named.get("target")
         if isinstance(target, str):
             if target not in self.targets:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a law: value, unit and 90 % interval (None where there is none)."""
+    """One parameter of a law.
+
+    Attributes:
+        name, value, unit: as reported; the unit of a pure number is "1".
+        low, high: 90 % interval; None where there is none.
+        at_bound: the optimum lies on a bound of the parameter, such as E = 0.
+        given: it was given, not fitted.
+    """
 
     name: str
     value: float

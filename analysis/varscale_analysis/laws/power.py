@@ -20,7 +20,11 @@ from varscale_analysis.starts import Library
 
 @dataclass(frozen=True)
 class PowerLaw(Law):
-    """L = (beta N)^alpha: beta > 0 in 1/parameter (or per ``per`` of them), alpha < 0 when the loss falls."""
+    """L = (beta N)^alpha: beta > 0 in 1/parameter (or per ``per`` of them), alpha < 0 when the loss falls.
+
+    Attributes:
+        n: column of N, or of compute.
+    """
 
     n: str = "params_nonembed"
 

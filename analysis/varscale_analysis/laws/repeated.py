@@ -137,7 +137,9 @@ def _worth(log_half: Floats | float, repeats: Floats) -> tuple[Floats, Floats]:
 def base_parameters(unique_tokens: ArrayLike, n: ArrayLike, *, A: float, B: float, alpha: float, beta: float) -> Floats:
     """U_N = min(N_opt, N): the parameters that ``unique_tokens`` can use, from a law fitted to data seen once.
 
-    N_opt is the N at which U tokens are compute-optimal, (alpha A / (beta B))^(1 / alpha) U^(beta / alpha).
+    Tokens and sizes ``n`` are numbers or arrays, broadcast together; A, B, alpha, beta are those of ``ChinchillaLaw``
+    with N and D counted in ones. N_opt is the N at which U tokens are compute-optimal, (alpha A / (beta B))^(1 / alpha)
+    U^(beta / alpha).
     """
     log_n = (np.log(alpha * A / (beta * B)) + beta * np.log(np.asarray(unique_tokens, dtype=np.float64))) / alpha
     return np.asarray(np.minimum(np.exp(log_n), np.asarray(n, dtype=np.float64)))

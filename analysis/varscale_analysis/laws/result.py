@@ -37,6 +37,7 @@ class LawFit:
         theta, centre: inner parameters (P,) and centre (V,) of the coordinates: the numbers predictions come from.
         params, derived: reported parameters, and numbers made of them, with intervals at 90 %.
         certificate: why this is the optimum.
+        diagnostics: residuals, noise and how the draws went.
         intervals: where the draws come from, such as "noise" or "pairs of rows"; "none".
         basis: the points in words.
         seed: of the draws.
@@ -139,14 +140,21 @@ class LawFit:
         return {**reported, **self.form.derived(reported)}
 
     def predict(self, x: ArrayLike | None = None, /, **columns: ArrayLike) -> Floats:
-        """The law at x, in ``y_unit``: ``predict(1e8)`` for a law of one column, ``predict(n=1e8, d=2e9)`` for more."""
+        """The law at x, in ``y_unit``: ``predict(1e8)`` for a law of one column, ``predict(n=1e8, d=2e9)`` for more.
+
+        x and the columns are numbers or arrays in the units of the points, broadcast together; the result has their
+        shape. Raises ``ValueError`` for a role that is missing or unknown, or values that are not positive.
+        """
         u, shape = self._u(x, columns)
         return np.asarray(self._law(np.array(self.theta)[None], u)[0].reshape(shape))
 
     def curve_interval(
         self, x: ArrayLike | None = None, /, level: float = LEVEL, **columns: ArrayLike
     ) -> tuple[Floats, Floats]:
-        """Interval of the law itself at x, without the noise of a run. Raises ``FitError`` without draws."""
+        """Interval (low, high) of the law itself at x, without the noise of a run; ends are shaped as ``predict``'s.
+
+        Raises ``FitError`` without draws, ``ValueError`` as ``predict`` and for a level outside (0, 1).
+        """
         u, shape = self._u(x, columns)
         low, high = self._spread(self._law(np.array(self.theta)[None], u)[0], self._law(self._drawn(), u), level)
         return low.reshape(shape), high.reshape(shape)

@@ -22,7 +22,11 @@ from varscale_analysis.starts import Library
 
 @dataclass(frozen=True)
 class SaturatingPowerLaw(Law):
-    """L = E + (beta N)^alpha: E >= 0 in nats per token, beta in 1/parameter (or per ``per``), alpha < 0."""
+    """L = E + (beta N)^alpha: E >= 0 in nats per token, beta in 1/parameter (or per ``per``), alpha < 0.
+
+    Attributes:
+        n: column of N, or of compute.
+    """
 
     n: str = "params_nonembed"
 

@@ -1,5 +1,7 @@
 """``varscale collect``: merges the records of all runs into ``runs.csv``, and their curves into ``curves.csv``.
 
+The records are those in the runs' folders, or with ``source=wandb`` those in a W&B project.
+
 A row is never lost without a word: a run that cannot be read is listed with the reason, and so is one that another run
 of the same ``run_id`` replaces. The files hold the runs in the order of their folders' names.
 """
@@ -10,13 +12,15 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from varscale.app.config import ConfigError
 from varscale.records import (
     CURVE_COLUMNS,
     CURVE_FILE,
@@ -27,6 +31,9 @@ from varscale.records import (
     read_curve,
     read_run,
 )
+
+if TYPE_CHECKING:
+    from varscale.app.wandb_runs import WandbRuns
 
 RUNS_FILE = "runs.csv"
 CURVES_FILE = "curves.csv"
@@ -84,16 +91,39 @@ def collect(runs_dir: Path, out_dir: Path) -> CollectResult:
     return CollectResult(tuple(runs[folder] for folder in kept), tuple(replaced), tuple(unreadable))
 
 
+def collect_wandb(cfg: DictConfig) -> WandbRuns:
+    """Merge the runs of a W&B project into ``runs.csv`` and ``curves.csv`` of the study.
+
+    Everything is read before anything is written. Raises ``WandbError`` when the project cannot be read.
+    """
+    from varscale.app.wandb_runs import read_project  # with the analysis, which the folders do not need
+
+    found = read_project(
+        cfg.project, study=cfg.study, columns=dict(cfg.collect.columns or {}), curves=dict(cfg.collect.curves or {})
+    )
+    out_dir = Path(cfg.paths.study)
+    _write(out_dir / CURVES_FILE, CURVE_COLUMNS, found.curves)
+    _write(out_dir / RUNS_FILE, found.columns, found.rows)
+    return found
+
+
 def main(cfg: DictConfig) -> None:
     """The verb: prints what was merged. Raises ``CollectError`` after writing when a run could not be read."""
+    table = Path(cfg.paths.study) / RUNS_FILE
+    if cfg.source == "wandb":
+        found = collect_wandb(cfg)
+        for name, why in found.left_out:
+            print(f"{name} is left out: {why}", file=sys.stderr)
+        print(f"{_told([row['status'] for row in found.rows])} of {cfg.project} in {table}")
+        if found.foreign:
+            print(f"{found.foreign} of them varscale did not write; read them with RunTable.from_csv('{table}')")
+        return
+    if cfg.source != "runs":
+        raise ConfigError(f"source is {cfg.source}; it is runs (the study's folders) or wandb (a project)")
     result = collect(Path(cfg.paths.runs), Path(cfg.paths.study))
     for folder, other in result.replaced:
         print(f"{folder.name} is left out: {other.name} is the same run, finished or newer", file=sys.stderr)
-    counts = {
-        status: sum(run.status == status for run in result.runs) for status in sorted({r.status for r in result.runs})
-    }
-    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
-    print(f"{len(result.runs)} runs ({told}) in {Path(cfg.paths.study) / RUNS_FILE}")
+    print(f"{_told([run.status for run in result.runs])} in {table}")
     if result.unreadable:
         reasons = "\n".join(f"  {folder}: {reason}" for folder, reason in result.unreadable)
         raise CollectError(
@@ -102,12 +132,17 @@ def main(cfg: DictConfig) -> None:
         )
 
 
+def _told(statuses: Sequence[str]) -> str:
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    return f"{len(statuses)} runs ({counts or 'none'})"
+
+
 def _newest(run_id: str, runs: dict[Path, Run]) -> Path:
     same = [folder for folder, run in runs.items() if run.run_id == run_id]
     return max(same, key=lambda folder: (runs[folder].status == "finished", runs[folder].created_utc, folder.name))
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]] | Iterable[dict[str, str]]) -> None:
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
