@@ -202,6 +202,8 @@ def _compared(
 
 def _partners(tables: Sequence[RunTable], place: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     """For each run of a, the run of b of the same seed at the same place among the sizes; None unless all pair."""
+    if not all(table.has("seed") for table in tables):
+        return None
     keys = [
         list(zip(at.tolist(), table.values("seed").tolist(), strict=True))
         for at, table in zip(place, tables, strict=True)

@@ -94,7 +94,7 @@ def analyse_conventions(
     table: RunTable,
     *,
     y: str = "val_nats_per_token_avg",
-    sizes: Sequence[str] = SIZES,
+    sizes: Sequence[str] | None = None,
     macs_factor: float = FORWARD_MACS,
     route: Callable[[RunTable, str], Frontier] | None = None,
     bootstrap: int = 300,
@@ -104,7 +104,7 @@ def analyse_conventions(
 
     Args:
         y: the loss.
-        sizes: columns of N.
+        sizes: columns of N; None takes those of ``table.SIZES`` that the table has.
         macs_factor: forward multiply-adds a FLOP as recorded.
         route: makes a frontier from a table and a column of N; by default the envelope of its curves.
         bootstrap, seed: draws of the default route and of the law of N, and their seed.
@@ -114,6 +114,7 @@ def analyse_conventions(
     """
     table = table.comparable(fixed_tokens=False)
     recorded = str(table.rows["flops_rule"].iloc[0])
+    sizes = [name for name in SIZES if table.has(name)] if sizes is None else sizes
 
     def envelope(recounted: RunTable, n: str) -> Frontier:
         return Frontier.from_envelope(recounted, n=n, y=y, bootstrap=bootstrap, seed=seed)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from varscale_analysis.curve_set import CurveSet
 from varscale_analysis.fit import FitError, Floats
+from varscale_analysis.table import TOKENS_TOLERANCE
 from varscale_analysis.trend import Trend, fit_line
 
 GRID = 384
@@ -60,7 +61,7 @@ class Envelope:
 
     Attributes:
         n_S: the sizes, ascending. ``loss_SG``: their losses on the grid of compute ``flops_G``, NaN outside the curves.
-        seed_averaged: whether the seeds of a size were averaged first; otherwise the lowest seed counts.
+        seed_averaged: whether the seeds of a size and length were averaged first; otherwise the lowest run counts.
         held_G: points that improve on all smaller compute; the frontier. ``best_G``: index of the size that is best.
         vertices: where the best size grows.
     """
@@ -212,6 +213,9 @@ class _Grid:
         self.seed_average = seed_average
         self.n_S, size_R = np.unique(curves.size_R, return_inverse=True)
         self.runs_S = [np.flatnonzero(size_R == s) for s in range(len(self.n_S))]
+        # Seeds are runs of one size and one length; another length is another run of that size, not another seed.
+        length_R = np.array([c_n[-1] for c_n in curves.flops_R])
+        self.seeds_S = [_of_one_length(runs, length_R) for runs in self.runs_S]
         low, high = min(c_n[0] for c_n in curves.flops_R), max(c_n[-1] for c_n in curves.flops_R)
         self.log_c_G = np.linspace(np.log(low), np.log(high), GRID)
         self.loss_RG = np.stack(
@@ -226,32 +230,41 @@ class _Grid:
 
     def combined(self, counts_BR: Floats) -> Floats:
         """Loss (B, S, G) of each size over its runs, ``counts`` times each; NaN where a size has none."""
-        out = np.empty((len(counts_BR), len(self.n_S), GRID))
-        for s, runs in enumerate(self.runs_S):
-            counts_BM, loss_MG = counts_BR[:, runs], self.loss_RG[runs]
-            there_MG = np.isfinite(loss_MG)
-            if self.seed_average:
-                total_B = counts_BM.sum(-1)[:, None]
-                # A mean over fewer seeds than drawn would jump where one curve begins or ends.
-                whole = (counts_BM @ there_MG.astype(np.float64) == total_B) & (total_B > 0)
-                mean = (counts_BM @ np.where(there_MG, loss_MG, 0.0)) / np.maximum(total_B, 1.0)
-                out[:, s] = np.where(whole, mean, np.nan)
-            else:
-                taken = (counts_BM > 0)[:, :, None] & there_MG
-                least = np.where(taken, loss_MG, np.inf).min(1)
-                out[:, s] = np.where(np.isfinite(least), least, np.nan)
-        return out
+        out = np.full((len(counts_BR), len(self.n_S), GRID), np.inf)
+        for s, groups in enumerate(self.seeds_S):
+            for runs in groups if self.seed_average else [self.runs_S[s]]:
+                counts_BM, loss_MG = counts_BR[:, runs], self.loss_RG[runs]
+                there_MG = np.isfinite(loss_MG)
+                if self.seed_average:
+                    total_B = counts_BM.sum(-1)[:, None]
+                    # A mean over fewer seeds than drawn would jump where one curve begins or ends.
+                    whole = (counts_BM @ there_MG.astype(np.float64) == total_B) & (total_B > 0)
+                    mean = (counts_BM @ np.where(there_MG, loss_MG, 0.0)) / np.maximum(total_B, 1.0)
+                    loss_BG = np.where(whole, mean, np.inf)
+                else:
+                    taken = (counts_BM > 0)[:, :, None] & there_MG
+                    loss_BG = np.where(taken, loss_MG, np.inf).min(1)
+                np.minimum(out[:, s], loss_BG, out=out[:, s])
+        return np.where(np.isfinite(out), out, np.nan)
 
     def resampled(self, draws: int, rng: np.random.Generator) -> Floats:
-        """Loss (B, S, G) after drawing sizes with replacement, and the runs of each size likewise."""
+        """Loss (B, S, G) after drawing sizes with replacement, and the seeds of each size and length likewise."""
         sizes = len(self.n_S)
         there_BS = np.zeros((draws, sizes))
         there_BS[np.arange(draws)[:, None], rng.integers(0, sizes, (draws, sizes))] = 1.0
         counts_BR = np.zeros((draws, len(self.loss_RG)))
-        for s, runs in enumerate(self.runs_S):
-            counts = rng.multinomial(len(runs), np.full(len(runs), 1.0 / len(runs)), size=draws)
-            counts_BR[:, runs] = counts * there_BS[:, s, None]
+        for s, groups in enumerate(self.seeds_S):
+            for runs in groups:
+                counts = rng.multinomial(len(runs), np.full(len(runs), 1.0 / len(runs)), size=draws)
+                counts_BR[:, runs] = counts * there_BS[:, s, None]
         return self.combined(counts_BR)
+
+
+def _of_one_length(runs: NDArray[np.int64], length_R: Floats) -> list[NDArray[np.int64]]:
+    """The runs of a size, parted where their final compute differs by more than 1 %."""
+    ordered = runs[np.argsort(length_R[runs], kind="stable")]
+    gaps = np.flatnonzero(np.diff(np.log(length_R[ordered])) > TOKENS_TOLERANCE) + 1
+    return [np.sort(part) for part in np.split(ordered, gaps)]
 
 
 @dataclass(frozen=True)

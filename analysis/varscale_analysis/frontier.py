@@ -83,9 +83,10 @@ class Frontier:
         Args:
             data: runs with curves, or a ``CurveSet``; rows that are not comparable are refused.
             n, y: convention of N and the loss (for a ``CurveSet``, their names).
-            seed_average: average the seeds of a size first (the minimum over seeds favours sizes with more seeds).
+            seed_average: average the seeds of a size and length first (the minimum over seeds favours sizes with more
+                seeds); of several lengths the lowest counts.
             smooth: factor of compute over which each curve is smoothed first (see ``CurveSet.smoothed``); None: not.
-            bootstrap: resamples of sizes, and of runs within a size, each extracted and fitted again.
+            bootstrap: resamples of sizes, and of seeds within a size and length, each extracted and fitted again.
 
         Raises ``FitError`` without curves, with fewer than 2 sizes, or fewer than 3 frontier points. Curves that cross
         fewer than twice give no N_opt(C): ``absent`` says why.

@@ -69,6 +69,11 @@ def test_families_of_other_sizes_are_not_paired(families: Callable[..., tuple[Ru
     assert "not paired" in found.summary()
 
 
+def test_tables_without_seeds_are_compared_unpaired(families: Callable[..., tuple[RunTable, RunTable]]) -> None:
+    a, b = (dataclasses.replace(table, rows=table.rows.assign(seed=np.nan)) for table in families())
+    assert not compare_families(a, b, bootstrap=50).paired
+
+
 def test_other_tokenizers_validation_sets_and_rules_are_refused(
     families: Callable[..., tuple[RunTable, RunTable]],
 ) -> None:

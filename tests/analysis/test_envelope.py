@@ -66,6 +66,23 @@ def test_a_chinchilla_law_is_recovered_through_noisy_curves() -> None:
     assert frontier.l_opt.offset == pytest.approx(E, abs=0.05)
 
 
+def test_runs_of_several_lengths_are_no_seeds_of_one_another() -> None:
+    """A shorter run of each size, above its long one, changes nothing; as a seed it would end the curve early."""
+    long = chinchilla_curves()
+    cut = [(c_n[:200], 1.05 * y_n[:200]) for c_n, y_n in zip(long.flops_R, long.loss_R, strict=True)]
+    assert long.tokens_per_flop_R is not None
+    both = CurveSet(
+        np.repeat(long.size_R, 2),
+        tuple(c_n for pair in zip(long.flops_R, (c for c, _ in cut), strict=True) for c_n in pair),
+        tuple(y_n for pair in zip(long.loss_R, (y for _, y in cut), strict=True) for y_n in pair),
+        np.repeat(long.tokens_per_flop_R, 2),
+    )
+    alone, mixed = (Frontier.from_envelope(curves, bootstrap=0).envelope for curves in (long, both))
+    assert alone is not None and mixed is not None
+    np.testing.assert_allclose(mixed.loss_SG, alone.loss_SG)
+    assert len(mixed.crossings) == len(alone.crossings) == 11
+
+
 def test_flickering_crossings_of_noisy_curves_count_once() -> None:
     frontier = Frontier.from_envelope(chinchilla_curves(noise=0.004), bootstrap=0)
     assert frontier.envelope is not None
