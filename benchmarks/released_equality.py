@@ -26,7 +26,8 @@ from varscale.models.var import VAR
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.pretrained import load_released_tokenizer, released_tokenizer_state_dict
 from varscale.tokenizers.tokens import TokenBatch
-from varscale.training.optim import Optimisation, build_adamw, clip_gradients, parameter_groups, released_schedule
+from varscale.training.groups import parameter_groups
+from varscale.training.optim import Optimisation, build_adamw, clip_gradients, released_schedule
 
 SETS = ("var_d2_256", "var_d3_256_shared_adaln")
 TOKENIZER = "var_d2_256"  # both sets have the same

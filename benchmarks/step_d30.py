@@ -33,7 +33,8 @@ from varscale.models.counting import train_flops_per_image
 from varscale.models.var import VAR
 from varscale.schedule import VAR_256
 from varscale.tokenizers.tokens import TokenBatch
-from varscale.training.optim import Optimisation, clip_gradients, parameter_groups
+from varscale.training.groups import parameter_groups
+from varscale.training.optim import Optimisation, clip_gradients
 
 V, C, CLASSES = 4096, 32, 1000
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, Self, get_args
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 CURVE_FILE = "curve.csv"
+PROGRESS_FILE = "progress.json"  # a running run's sign of life; no record
 
 Status = Literal["running", "finished", "diverged", "failed", "stopped"]
 FlopsRule = Literal["dense", "blocksparse", "6nd", "forward_macs"]
@@ -94,6 +95,8 @@ class Run:
     warmup_steps: int = column("step", "steps of warm-up")
     lr_schedule: str = column("-", "name of the learning-rate schedule")
     label_drop: float = column("1", "probability that a training label is replaced by the null class")
+    trunk_id: str | None = optional("-", "run whose checkpoint the run started from; empty for a run from scratch")
+    branch_step: int | None = optional("step", "step of that checkpoint; flops_train counts its steps as well")
 
     images_seen: float = column("image", "images trained on, repeats counted")
     unique_images: float = column("image", "distinct images trained on")
@@ -236,10 +239,13 @@ class CurveWriter:
         self.path = folder / CURVE_FILE
         self.run_id = run_id
         kept = [row for row in read_curve(self.path) if keep(row)] if self.path.exists() else []
+        self.rows = len(kept)
         self.last_step = max((int(row["step"]) for row in kept), default=0)
+        lines = [",".join(CURVE_COLUMNS)] + [",".join(row[name] for name in CURVE_COLUMNS) for row in kept]
+        whole = ("\n".join(lines) + "\n").encode()
+        self.size = len(whole)  # bytes that are known to be written
         with atomic_write(self.path) as file:
-            lines = [",".join(CURVE_COLUMNS)] + [",".join(row[name] for name in CURVE_COLUMNS) for row in kept]
-            file.write(("\n".join(lines) + "\n").encode())
+            file.write(whole)
 
     def append(
         self,
@@ -252,7 +258,8 @@ class CurveWriter:
     ) -> None:
         """Append one row a (metric, scale or None, value) of each split, all in one write.
 
-        Raises ``ValueError`` for a value that is not finite; nothing is written then.
+        Raises ``ValueError`` for a value that is not finite, nothing is written then; ``OSError`` where the disk
+        refuses, and what it took before it did is overwritten by the next call.
         """
         rows: list[tuple[object, ...]] = []
         for split, measured in values.items():
@@ -262,13 +269,16 @@ class CurveWriter:
                 where = "" if scale is None else scale
                 axes = (self.run_id, step, repr(images_seen), repr(tokens_seen), repr(flops))
                 rows.append((*axes, split, metric, where, repr(float(value))))
-        self.last_step = step
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        with self.path.open("a", newline="") as file:
-            file.write(text.getvalue())
+        added = text.getvalue().encode()
+        with self.path.open("r+b") as file:  # not made anew where it has gone
+            file.truncate(self.size)
+            file.seek(self.size)
+            file.write(added)
             file.flush()
             os.fsync(file.fileno())
+        self.last_step, self.rows, self.size = step, self.rows + len(rows), self.size + len(added)
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:

@@ -109,5 +109,10 @@ def test_the_figure_marks_edges(make_study: Callable[..., Path]) -> None:
     scan = LearningRateScan.from_table(scanned(make_study, rates=(0.005, 0.01, 0.02)), bootstrap=0)
     top, bottom = rates_figure(scan).axes
     assert top.get_xlabel() == "peak learning rate" and bottom.get_ylabel() == "best peak rate"
+    bottom.figure.canvas.draw()
+    for axes in (top, bottom):
+        for axis in (axes.xaxis, axes.yaxis):
+            box = axis.label.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= axes.figure.bbox.height, axis.label.get_text()
     hollow = [line for line in bottom.lines if line.get_marker() == "o" and line.get_markerfacecolor() == "white"]
     assert len(hollow) == 3

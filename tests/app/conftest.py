@@ -21,15 +21,16 @@ FILES = {
           - paths: default
           - experiment: null
           - sweeps: null
+          - launcher: processes
         seed: 0
         act: finish
         train: {steps: 10, lr: 0.5}
+        trainer: {accelerator: cpu, devices: 1, num_nodes: 1}
         """,
     "conf/train.yaml": """
         defaults:
           - study
           - _self_
-          - override hydra/launcher: processes
           - override hydra/job_logging: stdout
         hydra:
           output_subdir: null
@@ -40,6 +41,14 @@ FILES = {
     "conf/data/cifar10.yaml": "{_target_: a.Cifar, folder: here}\n",
     "conf/model/ladder.yaml": "{_target_: a.Model, width: 32, sides: [1, 2], bias: false, schedule: 1-2-4}\n",
     "conf/paths/default.yaml": "{runs: outputs/runs, study: outputs}\n",
+    "conf/launcher/processes.yaml": """
+        # @package _global_
+        defaults: [override /hydra/launcher: processes]
+        """,
+    "conf/launcher/slurm.yaml": """
+        # @package _global_
+        defaults: [override /hydra/launcher: slurm]
+        """,
     "sweeps/widths.yaml": """
         # @package _global_
         train: {steps: 20}
@@ -69,14 +78,19 @@ class StudyConfig:
     train: Train = field(default_factory=Train)
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
 """
 IDENTITY = """
 def finished(cfg, folder):
     return (folder / "done").exists()
+
+
+def identify(cfg):
+    return f"{cfg.model.width}-{cfg.seed}-{cfg.train.steps}"
 """
 TRAIN = """
-import os, signal, time
+import json, os, signal, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
@@ -86,6 +100,8 @@ def main(cfg):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "started").open("a") as file:
         print(os.getpid(), os.environ.get("OMP_NUM_THREADS"), cfg.train.steps, cfg.model.width, cfg.seed, file=file)
+    names = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE")
+    (folder / f"environment{os.environ.get('RANK', '')}").write_text(" ".join(os.environ.get(n, "-") for n in names))
     print("hello from", cfg.model.width, flush=True)
     act = cfg.act if not cfg.act.endswith("_at_8_0") or (cfg.model.width, cfg.seed) == (8, 0) else "finish"
     match act.removesuffix("_at_8_0"):
@@ -95,7 +111,17 @@ def main(cfg):
             raise ValueError("the value 3 is above the limit 2; choose 1")
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
-        case "sleep":
+        case "killed_once":
+            if not (folder / "killed").exists():
+                (folder / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "diverge":
+            run_id = f"{cfg.model.width}-{cfg.seed}-{cfg.train.steps}"
+            (folder / "run.json").write_text(json.dumps({"status": "diverged", "run_id": run_id}))
+            raise RuntimeError("the loss is not finite")
+        case "stop_by_itself":
+            raise KeyboardInterrupt
+        case "sleep" | "sleep_once" if act == "sleep" or not (folder / "checkpoint").exists():
             try:
                 time.sleep(60)
             except KeyboardInterrupt:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from varscale.app.launcher import progress, run_name
-from varscale.records import CURVE_COLUMNS, CURVE_FILE, RUN_FILE, write_json
+from varscale.app import launcher
+from varscale.app.devices import DevicePool
+from varscale.app.jobs import run_name
+from varscale.app.lock import LOCK_FILE, hold, holder
 
 Start = Callable[..., "subprocess.Popen[str]"]
+Verb = Callable[..., tuple[int, str]]
 FOLDERS = [f"model.width={width},seed={seed}" for width in (8, 16) for seed in (0, 1)]
 SWEEP = ("train", "-m", "sweeps=widths")
+TWO = (*SWEEP, "model.width=8")
+ONE = (*TWO, "seed=0")
+
+
+@pytest.fixture
+def program(study: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The override that lets a launch within this process start the study's own command."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, sys.path)))
+    return f"hydra.launcher.program=[{sys.executable},{study / 'driver.py'}]"
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str]:
@@ -61,16 +76,120 @@ def test_a_sweep_runs_skips_what_is_finished_and_leaves_out(start: Start, study:
 
 
 @pytest.mark.parametrize(
-    ("act", "status"), [("fail_at_8_0", "failed (exit code 1)"), ("segfault_at_8_0", "failed (killed by SIGSEGV)")]
+    ("act", "status"),
+    [
+        ("segfault_at_8_0", "failed (killed by SIGSEGV)"),
+        pytest.param("fail_at_8_0", "failed (exit code 1)", marks=pytest.mark.slow),
+    ],
 )
-def test_a_crash_leaves_the_others_running_and_fails_the_sweep(
-    start: Start, study: Path, act: str, status: str
+def test_a_crash_leaves_the_others_running_and_is_retried_as_often_as_allowed(
+    verb: Verb, program: str, study: Path, act: str, status: str
 ) -> None:
-    code, text = finish(start(*SWEEP, f"act={act}"))
+    code, text = verb(*TWO, f"act={act}", program)
     assert code == 1, text
-    assert status in text and "1 of 4 runs failed" in text and f"{study}/outputs/runs/act={act},{FOLDERS[0]}" in text
+    assert status in text and "1 of 2 runs failed" in text and f"{study}/outputs/runs/act={act},{FOLDERS[0]}" in text
     assert "Traceback" not in text
-    assert len(list(study.glob("outputs/runs/*/done"))) == 3
+    assert len(list(study.glob("outputs/runs/*/done"))) == 1
+    assert len(started(study)) == 3 and text.count("started again") == 1  # retries is 1
+    code, text = verb(*TWO, f"act={act}", program)
+    assert code == 1 and "failed (2 times, " in text and "hydra.launcher.retries=2 starts it again" in text
+    assert len(started(study)) == 3
+
+
+def test_a_killed_run_is_started_again_and_the_sweep_is_whole(verb: Verb, program: str, study: Path) -> None:
+    code, text = verb(*ONE, "act=killed_once", program)
+    assert code == 0, text
+    assert "killed by SIGKILL" in text and "it will be started again" in text
+    assert len(list(study.glob("outputs/runs/*/done"))) == 1 and len(started(study)) == 2
+    attempts = json.loads((study / f"outputs/runs/act=killed_once,{FOLDERS[0]}/attempts.json").read_text())
+    assert (attempts["starts"], attempts["failures"], attempts["outcome"]) == (2, 1, "finished")
+
+
+def test_what_is_not_retried(verb: Verb, program: str, study: Path) -> None:
+    code, text = verb(*ONE, "act=user_error", program)
+    assert code == 1 and "failed (exit code 2)" in text and len(started(study)) == 1
+    for launches, word in ((1, " diverged\n"), (2, "diverged before")):
+        code, text = verb(*ONE, "act=diverge", program)
+        assert code == 0 and word in text and len(started(study)) == 2, launches
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_by_itself_is_continued_by_the_next_launch(verb: Verb, program: str, study: Path) -> None:
+    for launches in (1, 2):
+        code, text = verb(*ONE, "act=stop_by_itself", "hydra.launcher.retries=0", program)
+        assert code == 1 and "1 of 1 runs are unfinished" in text and "stopped" in text
+        assert len(started(study)) == launches
+
+
+def test_a_second_launch_is_refused_until_the_first_has_gone(start: Start, verb: Verb, study: Path) -> None:
+    first = start(*TWO, "act=sleep", "hydra.launcher.n_jobs=1")
+    wait_for(lambda: len(started(study)) == 1)
+    code, text = verb(*TWO, "act=sleep")
+    assert code == 2 and f"by process {first.pid} on {socket.gethostname()}" in text and "Traceback" not in text
+    assert len(started(study)) == 1
+    os.kill(first.pid, signal.SIGKILL)
+    finish(first)
+    assert holder(study / "outputs/runs/.launch-widths.lock") is None
+
+
+def test_a_run_in_training_elsewhere_is_left_alone(verb: Verb, program: str, study: Path) -> None:
+    folder = study / "outputs/runs" / FOLDERS[0]
+    with hold(folder / LOCK_FILE, what="x", remedy="y"):
+        code, text = verb(*ONE, program)
+    assert code == 1 and f"running elsewhere (process {os.getpid()} on" in text and "1 of 1 runs are unfinished" in text
+    assert started(study) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_any_job(verb: Verb, program: str, study: Path) -> None:
+    (study / "outputs/runs").mkdir(parents=True)
+    (study / "outputs/runs" / FOLDERS[2]).write_text("a file where the folder of a run should be")
+    code, text = verb(*SWEEP, program)
+    assert code == 2 and f"{FOLDERS[2]} cannot be written" in text and started(study) == []
+    (study / "outputs/runs" / FOLDERS[2]).unlink()
+    code, text = verb(*SWEEP, program, "paths.runs=driver.py/runs")
+    assert code == 2 and "cannot be written" in text and started(study) == []
+
+
+def test_gpus_are_divided(verb: Verb, program: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "visible_devices", lambda: ("3", "5"))
+    code, text = verb(*TWO, program, "trainer.accelerator=gpu")
+    assert code == 0 and "2 side by side" in text
+    seen = {path.read_text().split()[0] for path in study.glob("outputs/runs/*/environment")}
+    assert seen <= {"3", "5"} and len(seen) == 2
+    code, text = verb(*ONE, program, "trainer.accelerator=gpu", "trainer.devices=3", "train.lr=1")
+    assert code == 2 and "trainer.devices=3, but this machine offers 2 GPUs (3, 5)" in text
+    code, text = verb(*ONE, program, "trainer.num_nodes=2", "train.lr=1")
+    assert code == 2 and "launcher=slurm" in text
+
+
+def test_which_devices_a_job_gets() -> None:
+    own = DevicePool(["0", "1", "2", "3"], shared=False)
+    assert own.take(2) == ("0", "1") and own.take(1) == ("2",) and own.take(2) is None
+    own.give_back(("0", "1"))
+    assert own.take(2) == ("0", "1")
+    shared = DevicePool(["0", "1"], shared=True)
+    assert [shared.take(1) for _ in range(4)] == [("0",), ("1",), ("0",), ("1",)]
+
+
+@pytest.mark.parametrize(
+    "act", [pytest.param("finish", marks=pytest.mark.slow), pytest.param("user_error", marks=pytest.mark.slow), "sleep"]
+)
+def test_a_run_of_two_processes_goes_through_torchrun(start: Start, study: Path, act: str) -> None:
+    process = start(*ONE, "trainer.devices=2", f"act={act}")
+    folder = study / f"outputs/runs/act={act},{FOLDERS[0]}"
+    if act == "sleep":
+        wait_for(lambda: len(started(study)) == 2)
+        process.send_signal(signal.SIGINT)
+    code, text = finish(process)
+    ranks = sorted(path.read_text().split()[1:] for path in folder.glob("environment?"))
+    assert ranks == [["0", "2"], ["1", "2"]], text
+    if act == "finish":
+        assert code == 0, text
+    elif act == "user_error":
+        assert code == 1 and "failed (exit code 2)" in text and len(started(study)) == 2
+    else:
+        assert code == 130 and "stopped" in text and (folder / "checkpoint").exists()
+        wait_for(lambda: not any(alive(int(row[0])) for row in started(study)), timeout=5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -114,9 +233,7 @@ def test_no_run_survives_a_killed_launcher(start: Start, study: Path) -> None:
         (["paths.study=a,b"], "share the folder single"),
     ],
 )
-def test_a_wrong_sweep_starts_nothing(
-    verb: Callable[..., tuple[int, str]], study: Path, overrides: list[str], expected: str
-) -> None:
+def test_a_wrong_sweep_starts_nothing(verb: Verb, study: Path, overrides: list[str], expected: str) -> None:
     code, text = verb("train", "-m", *overrides)
     assert code == 2, text
     assert expected in text and "Traceback" not in text
@@ -131,13 +248,3 @@ def test_run_names() -> None:
     assert run_name(["pathsx=1"], unnamed) == "pathsx=1"
     long = [run_name([f"model.name={'x' * 300}{i}"], unnamed) for i in range(2)]
     assert long[0] != long[1] and all(len(name.encode()) <= 200 for name in long)
-
-
-def test_progress_of_a_run(tmp_path: Path) -> None:
-    assert progress(tmp_path) == ""
-    write_json(tmp_path / RUN_FILE, {"steps": 50})
-    (tmp_path / CURVE_FILE).write_text(",".join(CURVE_COLUMNS) + "\n")
-    assert progress(tmp_path) == ""
-    with (tmp_path / CURVE_FILE).open("a") as file:
-        file.write("id,7,1,1,1,train,loss,,2.5\n" * 1000 + "id,12,1,1,1,train,loss,,2.5\n")
-    assert progress(tmp_path) == "step 12/50"

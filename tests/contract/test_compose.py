@@ -16,15 +16,20 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from varscale.app.branch import check_settings
 from varscale.app.build import build_optim, build_progressive
 from varscale.app.cli import VERBS
-from varscale.app.config import OVERLAYS, checked, reference
+from varscale.app.config import OVERLAYS, ConfigError, checked, reference
 from varscale.app.entry import SweepsSearchPath
 from varscale.app.identity import scientific
-from varscale.app.launcher import register, run_name
-from varscale.app.plan import meta_model
+from varscale.app.isoflop import intended_flops
+from varscale.app.jobs import run_name
+from varscale.app.launcher import register
+from varscale.app.plan import meta_model, planned
 from varscale.app.resources import group_choices, resources_root
-from varscale.app.train import micro_batches
+from varscale.app.sweeps import swept_overrides
+from varscale.app.train import divided
+from varscale.models.counting import train_flops_per_image
 from varscale.schedule import VAR_256, VAR_512
 from varscale.training.progressive import stages_of
 
@@ -69,19 +74,16 @@ def test_every_choice_composes(group: str, name: str) -> None:
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_is_distinct_runs_with_the_steps_it_plans(name: str) -> None:
     _, hydra = compose("train", [f"sweeps={name}"])
-    params: dict[str, Any] = OmegaConf.to_container(hydra.sweeper)["params"]  # type: ignore[index,call-overload,assignment]
-    assert params, f"sweeps/{name}.yaml sets no hydra.sweeper.params"
-    jobs = expand(params)
-    assert len(jobs) > 1
+    jobs = swept_overrides(hydra)
+    assert len(jobs) > 1, f"sweeps/{name}.yaml plans no runs, neither by hydra.sweeper.params nor by runs"
     names = {run_name(job, hydra.launcher.unnamed) for job in jobs}
     assert len(names) == len(jobs)
-    file = OmegaConf.load(resources_root() / "sweeps" / f"{name}.yaml")
+    file: Any = OmegaConf.to_container(OmegaConf.load(resources_root() / "sweeps" / f"{name}.yaml"), resolve=False)
+    planned = file.get("train", {}).get("steps")
     for job in (jobs[0], jobs[-1]):  # composing takes a quarter of a second
         cfg, _ = compose("train", [f"sweeps={name}", *job])
-        for override in job:
-            key, value = override.split("=", 1)
-            assert str(OmegaConf.select(cfg, key)) == str(OmegaConf.create({"x": value}).x)
-        planned = OmegaConf.select(file, "train.steps")
+        for override in OverridesParser.create().parse_overrides(job):
+            assert OmegaConf.select(cfg, override.key_or_group) == override.value()
         if isinstance(planned, int) and not any(override.startswith("train.steps=") for override in job):
             assert cfg.train.steps == planned
 
@@ -119,7 +121,7 @@ def test_published_recipes(
     stages = stages_of(build_progressive(cfg), optim, steps=steps, num_scales=model.schedule.num_scales)
     assert [stage.scales for stage in stages] == ([5, 6, 7, 8, 9, 10] if large else [10])
     assert hydra.runtime.choices.data == "imagenet" and cfg.cache.crops > 1 and not cfg.data.flip
-    assert micro_batches(cfg) > 1
+    assert divided(cfg).passes > 1
 
 
 def test_in_the_clean_recipe_only_size_changes() -> None:
@@ -145,6 +147,60 @@ def test_an_option_that_is_off_leaves_the_id_of_a_run_as_it_was() -> None:
     assert on["train"]["progressive"] == {"first": 1, "until": 0.5, "ramp": 0.1}
     assert on["stage1"]["ema_decay"] == 0.9
     assert on["cache_crops"] == 2 and on["cache_precision"] == "bf16"
+
+
+def test_a_base_and_a_budget_that_are_off_leave_the_id_as_it_was() -> None:
+    off = scientific(compose("train", [])[0])
+    assert not {"base_width", "base_depth"} & off["model"].keys() and "budget_flops" not in off["train"]
+    assert not {"warmup_length", "cooldown"} & off["optim"].keys()
+    on = scientific(compose("train", ["model.base_width=16", "model.base_depth=2", "optim.lr_rule=complete_p"])[0])
+    assert (on["model"]["base_width"], on["model"]["base_depth"], on["optim"]["lr_rule"]) == (16, 2, "complete_p")
+
+
+@pytest.mark.parametrize(
+    ("trunk", "branches"),
+    [("trunk", "cooldown"), ("trunk_cifar10", "cooldown_cifar10"), ("depth_trunk", "depth_cooldown")],
+)
+def test_branches_start_from_what_their_trunk_keeps(trunk: str, branches: str) -> None:
+    """Every horizon begins to cool at a step that the trunk keeps, in the folder that the trunk's sweep gives it."""
+    _, node = compose("train", [f"sweeps={trunk}"])
+    jobs = expand(OmegaConf.to_container(node.sweeper)["params"])  # type: ignore[index,call-overload,arg-type]
+    long, _ = compose("train", [f"sweeps={trunk}", *jobs[-1]])
+    folder = run_name(jobs[-1], node.launcher.unnamed)
+    _, node = compose("train", [f"sweeps={branches}"])
+    params: dict[str, Any] = OmegaConf.to_container(node.sweeper)["params"]  # type: ignore[index,call-overload,assignment]
+    horizons = [int(steps) for steps in str(params["train.steps"]).split(",")]
+    assert len(expand(params)) == len(jobs) * len(horizons)
+    optim, kept = build_optim(long), set(long.train.keep_steps)
+    branch, _ = compose("train", [f"sweeps={branches}", *expand(params)[-1]])
+    assert {build_optim(branch).cooldown_start(steps) for steps in horizons} == kept
+    assert long.train.steps == max(kept) and long.train.steps * 5 == max(horizons) * 4
+    assert branch.train.branch.trunk.rpartition("/")[2] == folder
+    assert branch.paths.cache == long.paths.cache and branch.paths.tokenizer == long.paths.tokenizer
+    assert (Path(branch.paths.runs) / branch.train.branch.trunk).resolve().parent == Path(long.paths.runs).resolve()
+    check_settings(long, branch, min(kept), Path("trunk"))
+    assert optim.cooldown is None and optim.warmup_steps(horizons[0]) < min(kept)
+    anew = sum(horizons) - sum(build_optim(branch).cooldown_start(steps) for steps in horizons)
+    assert (long.train.steps + anew) / sum(horizons) < 0.475  # of the steps of separate runs
+    _, flops, spent_anew = planned(branch, meta_model(branch))
+    assert spent_anew == pytest.approx(0.2 * flops)
+
+
+def test_isoflop_steps_spend_the_budget() -> None:
+    """Exact FLOPs of the model itself, by the run's own rule; at most half a step of 16 images is off."""
+    for model, width in (("model.width=12", 12), ("model.width=64", 64)):
+        cfg, _ = compose("train", ["sweeps=isoflop", model, "train.budget_flops=4e11"])
+        var = meta_model(cfg)
+        step = cfg.train.batch * train_flops_per_image(var, cfg.train.flops_rule)
+        assert var.width == width and abs(cfg.train.steps * step - 4e11) <= step / 2
+        assert intended_flops(cfg.train.budget_flops, cfg.train.steps * step) == 4e11
+    depth, _ = compose("train", ["sweeps=depth", "train.steps=${isoflop_steps:1e18}", "model.depth=8"])
+    step = depth.train.batch * train_flops_per_image(meta_model(depth), "dense")
+    assert abs(depth.train.steps * step - 1e18) <= step / 2
+    with pytest.raises(ConfigError, match=r"train\.budget_flops is 4e\+11, but train\.steps cost"):
+        intended_flops(4e11, 5e11)
+    with pytest.raises(ConfigError, match=r"train\.budget_flops is None"):
+        compose("train", ["sweeps=isoflop", "train.budget_flops=null"])
 
 
 def expand(params: dict[str, Any]) -> list[list[str]]:

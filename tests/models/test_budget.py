@@ -1,68 +1,126 @@
-"""Step memory: what the parameters need is exact, activations grow with the batch, bf16 needs less than fp32."""
+"""Step memory: weights and moments are exact, what comes and goes follows batch, arithmetic and strategy, and is measured."""
 
 from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from varscale.codes import CodeSpec
-from varscale.models.budget import step_memory
+from varscale.models import budget
+from varscale.models.budget import StepMemory, step_memory
 from varscale.models.shape import ladder_rule
 from varscale.models.var import VAR
 from varscale.schedule import ScaleSchedule
-from varscale.tokenizers.tokens import TokenBatch
 
 SCHEDULE = ScaleSchedule.square(1, 2, 4, 8)
 
 
-def model(device: str = "meta", depth: int = 2) -> VAR:
-    with torch.device(device):
-        return VAR(
+def model(depth: int = 2, *, checkpoint_blocks: bool = False) -> VAR:
+    with torch.device("meta"):
+        built = VAR(
             ladder_rule(64, depth), schedule=SCHEDULE, code=CodeSpec.index(256), latent_channels=8, num_classes=10
         )  # fmt: skip
+    built.checkpoint_blocks = checkpoint_blocks
+    return built
 
 
-def test_parameters_gradients_and_moments() -> None:
-    counted = step_memory(model(), 2, dtype=torch.float32, device_type="cpu")
-    assert counted.parameters == 16 * sum(p.numel() for p in model().parameters())
-    assert counted.total == counted.parameters + counted.activations
+def memory(built: VAR, batch: int = 4, **settings: Any) -> StepMemory:
+    return step_memory(built, batch, **({"dtype": torch.float32, "device_type": "cpu"} | settings))
+
+
+def test_weights_moments_and_an_average() -> None:
+    weights = 4 * sum(p.numel() for p in model().parameters())
+    counted = memory(model(), averaged=True)
+    assert (counted.weights, counted.states, counted.gradients) == (weights, 3 * weights, 0)
+    assert memory(model()).states == 2 * weights
+    assert counted.total == 4 * weights + counted.working + counted.libraries
+    assert counted.working > weights  # the gradients are all there at the end, beside something else
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_bf16() -> None:
-    small, large = (
-        step_memory(model(), batch, dtype=torch.float32, device_type="cuda").activations for batch in (4, 8)
-    )
-    assert large == pytest.approx(2 * small, rel=0.05)
-    assert step_memory(model(), 8, dtype=torch.bfloat16, device_type="cuda").activations < 0.75 * large
+    one, two, four = (memory(model(), batch).working for batch in (8, 16, 32))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+    assert memory(model(), 32, dtype=torch.bfloat16).working < 0.75 * four
 
 
-def test_counts_what_autograd_really_saves_on_a_cpu() -> None:
-    real, batch = model("cpu"), 8
-    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    L, n_0 = SCHEDULE.num_tokens, SCHEDULE.tokens_per_scale[0]
-    tokens = TokenBatch(
-        torch.zeros(batch, L, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, L - n_0, 8)
-    )
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = real.loss(tokens)
-    measured = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
-    counted = step_memory(model(), batch, dtype=torch.float32, device_type="cpu").activations
-    assert loss.nats_BK.shape == (batch, 4)
-    assert counted == pytest.approx(measured, rel=0.1)
+def test_checkpointed_blocks_keep_their_inputs_only() -> None:
+    batch = 32
+    counted = [memory(model(depth, checkpoint_blocks=True), batch) for depth in (4, 12)]
+    inputs = batch * SCHEDULE.num_tokens * 64 * 4
+    weights = (counted[1].weights - counted[0].weights) / 8  # of a block: its gradients come while inputs go
+    grown = (counted[1].working - counted[0].working) / 8
+    assert min(inputs, weights) * 0.9 < grown < (inputs + weights) * 1.1
+    assert counted[1].working < memory(model(12), batch).working / 3
 
 
-def test_checkpointed_blocks_keep_their_inputs_and_the_inside_of_one() -> None:
-    counted = []
-    for depth in (2, 8):
-        checkpointed = model(depth=depth)
-        checkpointed.checkpoint_blocks = True
-        counted.append(step_memory(checkpointed, 8, dtype=torch.bfloat16, device_type="cuda").activations)
-    inputs = 8 * SCHEDULE.num_tokens * 64 * 2
-    assert counted[1] - counted[0] == pytest.approx(6 * inputs, rel=0.01)
-    assert counted[1] < step_memory(model(depth=8), 8, dtype=torch.bfloat16, device_type="cuda").activations / 3
+@pytest.mark.parametrize("settings", [{}, {"passes": 2}, {"dtype": torch.bfloat16, "measured": 64}])
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("batch", [1, 32])
+def test_a_deep_model_is_worked_out_from_shallow_ones(
+    monkeypatch: pytest.MonkeyPatch, batch: int, checkpoint_blocks: bool, settings: dict[str, Any]
+) -> None:
+    counted = memory(model(7, checkpoint_blocks=checkpoint_blocks), batch, **settings)
+    monkeypatch.setattr(budget, "RUN_DEPTHS", (3, 7))
+    assert counted == memory(model(7, checkpoint_blocks=checkpoint_blocks), batch, **settings)
+
+
+def test_passes_and_ddp_keep_their_gradients() -> None:
+    alone = memory(model(), 32)
+    for settings in ({"passes": 2}, {"strategy": "ddp", "devices": 2}):
+        counted = memory(model(), 32, **settings)
+        assert counted.gradients == counted.weights
+        assert alone.working - counted.weights <= counted.working <= alone.working
+
+
+def test_fsdp_divides_what_lasts() -> None:
+    whole, share = memory(model(8), 32, strategy="ddp", devices=4), memory(model(8), 32, strategy="fsdp", devices=4)
+    for name in ("weights", "states", "gradients"):
+        assert getattr(share, name) == pytest.approx(getattr(whole, name) / 4, rel=1e-3)
+    assert whole.working < share.working < whole.working + 2 * whole.weights
+
+
+def test_a_large_measurement_can_be_the_peak() -> None:
+    counted = memory(model(), 1, measured=256)
+    logits = 256 * SCHEDULE.num_tokens * 256 * 4
+    assert counted.measuring > logits and counted.total - memory(model(), 1).total > logits / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another allocator keeps is not known")
+@pytest.mark.parametrize(
+    ("precision", "checkpoint"), [("bf16", False), ("fp32", True)], ids=["bf16", "fp32, checkpointed"]
+)
+def test_what_is_measured_on_a_cpu_is_within_a_tenth(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpoint: bool
+) -> None:
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    import bench_memory
+
+    case = {"depth": 4, "batch": 4, "precision": precision, "checkpoint": checkpoint}
+    estimated = bench_memory.estimate(bench_memory.VAR_256, "cpu", **case)
+    command = [sys.executable, str(repository / "benchmarks" / "bench_memory.py"), "--one", json.dumps(case)]
+    environment = os.environ | bench_memory.AT_ONCE | {"OMP_NUM_THREADS": "1"}
+    measured = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+    assert estimated == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "checkpoint"), [("bf16", False), ("bf16", True), ("fp32", False)])
+def test_what_is_measured_on_a_gpu_is_within_a_tenth(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpoint: bool
+) -> None:
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    import bench_memory
+
+    case = {"depth": 16, "batch": 16, "precision": precision, "checkpoint": checkpoint}
+    estimated = bench_memory.estimate(bench_memory.VAR_256, "cuda", **case)
+    command = [sys.executable, str(repository / "benchmarks" / "bench_memory.py"), "--device", "cuda"]
+    measured = subprocess.run([*command, "--one", json.dumps(case)], check=True, stdout=subprocess.PIPE).stdout
+    assert estimated == pytest.approx(int(measured), rel=0.1)

@@ -15,7 +15,8 @@ from varscale.models.pretrained import load_released_var, released_name
 from varscale.models.var import VAR
 from varscale.schedule import VAR_256
 from varscale.tokenizers.tokens import TokenBatch
-from varscale.training.optim import Optimisation, build_adamw, clip_gradients, parameter_groups
+from varscale.training.groups import parameter_groups
+from varscale.training.optim import Optimisation, build_adamw, clip_gradients
 
 pytestmark = pytest.mark.golden
 SETS = ["var_d2_256", "var_d3_256_shared_adaln"]

@@ -65,8 +65,7 @@ def test_ranks_agree(tmp_path: Path, update: str, restart_below: float | None) -
     assert first["report"].scales[-1].psnr_db == pytest.approx(whole.report().scales[-1].psnr_db, abs=1e-4)
     if restart_below is not None:
         assert first["restarts"] > 0
-        return
-    one = VectorQuantizer(16, 4, update=update, decay=0.5, restart_below=None)  # type: ignore[arg-type]
+    one = VectorQuantizer(16, 4, update=update, decay=0.5, restart_below=restart_below)  # type: ignore[arg-type]
     one.start(features_of(0, 0), seed=5)
     train(one, [torch.cat([features_of(rank, step) for rank in range(RANKS)]) for step in range(STEPS)])
     torch.testing.assert_close(first["state"]["codebook"], one.codebook.detach())

@@ -13,7 +13,8 @@ from varscale.codes import CodeSpec
 from varscale.models.shape import ladder_rule
 from varscale.models.var import VAR
 from varscale.schedule import ScaleSchedule
-from varscale.training.optim import Optimisation, StepSchedule, build_adamw, parameter_groups, released_schedule
+from varscale.training.groups import parameter_groups
+from varscale.training.optim import Optimisation, StepSchedule, build_adamw, released_schedule
 
 
 def test_rules_by_size_and_batch() -> None:
@@ -36,10 +37,27 @@ def test_factor_warms_up_and_decays() -> None:
     assert Optimisation(lr=1.0, warmup=0.0, schedule="constant").factor(99, 100) == 1.0
 
 
+def test_a_cooldown_ends_a_constant_rate() -> None:
+    """1 - sqrt over the last share of the steps, after a warm-up that has its own length (arXiv:2405.18392)."""
+    optim = Optimisation(lr=1.0, schedule="constant", warmup_length=4, cooldown=0.2, final=0.1)
+    assert [optim.warmup_steps(steps) for steps in (20, 100)] == [4, 4]
+    assert [optim.cooldown_start(steps) for steps in (20, 100)] == [16, 80]
+    assert [optim.factor(step, 100) for step in (3, 4, 79, 80)] == pytest.approx([0.75125, 1.0, 1.0, 1.0])
+    assert [optim.factor(step, 100) for step in (85, 95, 100)] == pytest.approx([0.55, 1 - 0.9 * 0.75**0.5, 0.1])
+    assert optim.schedule_name == "constant, cooldown 0.2"
+    trunk = Optimisation(lr=1.0, schedule="constant", warmup_length=4)
+    assert trunk.cooldown_start(100) == 100
+    assert all(trunk.factor(step, 60) == optim.factor(step, 100) for step in range(81))
+    assert Optimisation(lr=1.0, schedule="constant", warmup_length=50, cooldown=0.9).cooldown_start(60) == 50
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"lr": 0.0},
+        {"cooldown": 0.2},
+        {"cooldown": 1.0, "schedule": "constant"},
+        {"warmup_length": -1},
         {"warmup": 1.0},
         {"schedule": "step"},
         {"lr_rule": "mine"},

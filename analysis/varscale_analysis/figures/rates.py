@@ -12,7 +12,7 @@ from varscale_analysis.lr import LearningRateScan
 def rates_figure(scan: LearningRateScan) -> Figure:
     """Loss against peak rate, one colour a size; the best rate of each against N, open where it is at an edge."""
     colours = size_colours(np.array([profile.n for profile in scan.profiles]))
-    with panels(2, height=4.0) as (figure, (top, bottom)):
+    with panels(2, height=5.2) as (figure, (top, bottom)):
         top.set_xscale("log")
         for profile in scan.profiles:
             there = np.isfinite(profile.loss_R)

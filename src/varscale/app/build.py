@@ -82,6 +82,16 @@ def build_progressive(cfg: DictConfig) -> Progressive | None:
     return None if node is None else Progressive(**{str(key): value for key, value in node.items()})
 
 
+def build_average(cfg: DictConfig) -> float | None:
+    """The exponent of the weight average of ``train``, if any. Raises ``ConfigError`` for an unknown kind."""
+    node = cfg.train.average
+    if node is None:
+        return None
+    if node.kind != "power":
+        raise ConfigError(f"train.average.kind is {node.kind!r}; the only average is power")
+    return float(node.gamma)
+
+
 def device_of(cfg: DictConfig) -> torch.device:
     """The device that single-process verbs run on. Raises ``ConfigError`` when a GPU is asked for and there is none."""
     if cfg.trainer.accelerator == "gpu":

@@ -52,8 +52,14 @@ VERBS = {
     "train": Verb(
         "train a transformer (stage 2); with -m sweeps=NAME, all runs of a sweep",
         "Trains one model and records run.json and curve.csv. With -m every run of the sweep is a process of its own,\n"
-        "several side by side; finished runs are skipped, the others continued.",
+        "several side by side (launcher=slurm: a job of the cluster); finished runs are skipped, the others continued.",
         ("varscale train model.width=32 seed=1", "varscale train -m sweeps=quickstart"),
+    ),
+    "status": Verb(
+        "how the runs of a study or a sweep stand",
+        "Prints each run's state, step, loss, speed, time left and crashes, those included that have not begun.\n"
+        "Keys: status.watch (seconds between two looks), status.json.",
+        ("varscale status sweeps=depth", "varscale status sweeps=depth status.watch=5"),
     ),
     "plan": Verb(
         "what a sweep would cost, before anything is spent",
@@ -117,13 +123,38 @@ VERBS = {
     ),
     "collect": Verb(
         "merge the records of all runs into runs.csv and curves.csv",
-        "Reads run.json and curve.csv of every run of the study. A run that cannot be read is named with the reason.",
-        ("varscale collect",),
+        "Reads run.json and curve.csv of every run of the study. A run that cannot be read is named with the reason.\n"
+        "With source=wandb it reads a W&B project instead; one that varscale did not write by a map of its columns.",
+        (
+            "varscale collect",
+            "varscale collect source=wandb project=team/varscale study=depth",
+            "varscale collect source=wandb project=team/lm study=lm "
+            "'collect.columns={params_total: n_params, tokens_seen: tokens, val_nats_per_token_avg: eval.loss}'",
+        ),
     ),
     "fit": Verb(
         "fit the laws and the compute frontier to runs.csv",
         "Fits with bootstrap intervals, and predicts the largest size from the others.",
         ("varscale fit",),
+    ),
+    "design": Verb(
+        "propose the next sweep: sizes, tokens and seeds that narrow a number most for a budget",
+        "Takes a law (design.law=fit.json) or a guess, a budget in FLOP, GPU-hours or money, and the noise of a run;\n"
+        "says how narrow the exponent, E, the optimal size of a budget or a loss would become, checks that on\n"
+        "simulated sweeps, and writes sweeps/NAME.yaml. How its runs are trained is said as for plan;\n"
+        "conf/design.yaml lists the keys.",
+        (
+            "varscale design sweeps=quickstart design.law=outputs/quickstart/fit.json design.budget=2e13",
+            "varscale design experiment=var_clean 'design.guess={E: 5.2, A: 480, B: 2100, alpha: 0.35, beta: 0.37}' "
+            "design.noise=0.002 design.goal=n_opt design.at=1e22 design.gpu_hours=5000 design.device=h100",
+        ),
+        schema="DesignConfig",
+    ),
+    "dashboard": Verb(
+        "create a W&B workspace with the panels of a scaling study",
+        "Creates a workspace in the project logger.project: losses against tokens and FLOPs, loss of each scale,\n"
+        "gradient norm, throughput, runs by size. Needs pip install 'varscale[dashboard]' and a W&B login.",
+        ("varscale dashboard sweeps=depth",),
     ),
     "report": Verb(
         "figures and a self-contained report.html",

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from varscale.app.cli import VERBS
 
-OVERLAYS = ("experiment", "debug", "sweeps")  # groups whose files set values of other groups
+OVERLAYS = ("experiment", "debug", "sweeps", "launcher")  # groups whose files set values of other groups
 
 
 class ConfigError(ValueError):

@@ -1,7 +1,8 @@
 """Runs Hydra for a verb: composes, checks, calls the verb's ``main(cfg)``, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 failed (with a traceback, or a sweep with a failed run); 2 an error of the user's, told in one
-message without a traceback (HYDRA_FULL_ERROR=1 shows it); 130 interrupted.
+message without a traceback (HYDRA_FULL_ERROR=1 shows it); 130 interrupted or at its time limit (the same command
+continues it).
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from omegaconf.errors import OmegaConfBaseException
 from varscale.app import resources
 from varscale.app.cli import VERBS
 from varscale.app.config import ConfigError, checked, compact, did_you_mean, keys, reference
-from varscale.app.launcher import SweepError, register
+from varscale.app.jobs import SweepError
+from varscale.app.launcher import register
+from varscale.app.sweeps import open_keys
 
 _OURS = ("varscale", "varscale_analysis")
+_MAKE_FOLDERS = ("hydra.core.utils", "hydra._internal.core_plugins.basic_sweeper")  # of a run, of a sweep
 __all__ = ["ConfigError", "run_verb"]
 
 
@@ -84,8 +88,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
 def user_message(error: BaseException) -> str | None:
     """The message of an error that a user can put right, or None when it is a fault of the program.
 
-    User errors are Hydra's (composition, overrides), the ``ValueError`` classes that varscale defines, and a plain
-    ``ValueError`` raised in the code of varscale or Hydra. An error below ``hydra.utils.instantiate`` counts as itself.
+    User errors are Hydra's (composition, overrides), the ``ValueError`` classes that varscale defines, a plain
+    ``ValueError`` raised in the code of varscale or Hydra, and a folder that Hydra cannot make. An error below
+    ``hydra.utils.instantiate`` counts as itself.
     """
     where = ""
     while isinstance(error, InstantiationException):
@@ -97,9 +102,12 @@ def user_message(error: BaseException) -> str | None:
         cause = error.__cause__
         detail = f"\n{cause}" if isinstance(cause, OmegaConfBaseException) and str(cause) not in str(error) else ""
         return f"{error}{detail}"
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    makers = [name for name in modules if name != "pathlib"][-1:]
+    if isinstance(error, OSError) and makers and makers[0] in _MAKE_FOLDERS:
+        return f"{error.filename} cannot be written ({error.strerror}); choose another folder: paths.outputs=FOLDER"
     if isinstance(error, ValueError):
-        frames = list(traceback.walk_tb(error.__traceback__))
-        origin = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+        origin = modules[-1] if modules else ""
         if type(error).__module__.split(".")[0] in _OURS or (
             type(error) is ValueError and origin.split(".")[0] in (*_OURS, "hydra")
         ):
@@ -159,15 +167,12 @@ def _call(cfg: DictConfig) -> Exception | None:
 
 def _refuse_half_a_sweep(hydra: DictConfig) -> None:
     """``varscale train sweeps=NAME`` without -m would quietly be one run with the root's values."""
-    planned = OmegaConf.to_container(hydra.sweeper).get("params")  # type: ignore[union-attr]
-    if hydra.job.config_name != "train" or not isinstance(planned, dict):
+    if hydra.job.config_name != "train":
         return
-    given = {override.split("=", 1)[0].lstrip("+") for override in hydra.overrides.task}
-    open_keys = [key for key in planned if key.lstrip("+") not in given]
-    if open_keys:
+    if missing := open_keys(hydra):
         raise ConfigError(
             f"sweeps={hydra.runtime.choices.get('sweeps')} plans several runs; start them all with "
-            f"varscale train -m sweeps=..., or one of them by giving {' and '.join(open_keys)}"
+            f"varscale train -m sweeps=..., or one of them by giving {' and '.join(missing)}"
         )
 
 

@@ -17,14 +17,16 @@ SECTIONS = ("data", "tokenizer", "stage1", "model", "optim", "train", "seed")
 # Where things lie, and how often they are saved, does not change a result.
 INCIDENTAL = {
     "data": ("path", "hub_id", "hub_revision", "cache_dir", "name"),
-    "stage1": ("checkpoint_every", "validate_every"),
-    "train": ("checkpoint_every", "val_batch"),
+    "stage1": ("checkpoint_every", "time_limit", "validate_every"),
+    "train": ("checkpoint_every", "keep", "keep_steps", "time_limit", "val_batch"),
 }
 # Options that came later do not change the id of a run that leaves them off.
 OFF: dict[str, dict[str, Any]] = {
     "stage1": {"ema_decay": None},
     "cache": {"crops": 1, "precision": "fp32"},
-    "train": {"progressive": None},
+    "train": {"progressive": None, "average": None, "branch": None, "budget_flops": None},
+    "model": {"base_width": None, "base_depth": None},
+    "optim": {"warmup_length": None, "cooldown": None},
 }
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"

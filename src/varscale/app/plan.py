@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from varscale.app.branch import branch_step
 from varscale.app.build import arithmetic, build_model, build_optim, build_progressive, device_of, use_threads
 from varscale.app.config import ConfigError, did_you_mean
 from varscale.app.sweeps import PlannedRun, planned_runs
@@ -59,7 +60,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The cost of one run. FLOPs by the run's own rule; seconds are None when the device is not known."""
+    """The cost of one run. FLOPs by the run's own rule; ``flops_anew`` without what a branch's trunk has spent."""
 
     overrides: tuple[str, ...]
     params_token: int
@@ -70,6 +71,7 @@ class RunPlan:
     params_nonembed: int
     params_total: int
     flops: float
+    flops_anew: float
     tokens: float
     images: float
     steps: int
@@ -92,7 +94,7 @@ def main(cfg: DictConfig) -> None:
     step_seconds, basis = time_a_step(cfg, runs, costs, memories)
     plans = []
     measured = zip(runs, models, costs, totals, memories, step_seconds, strict=True)
-    for run, model, cost, (tokens, flops), kept, seconds in measured:
+    for run, model, cost, (tokens, flops, anew), kept, seconds in measured:
         counts = count_parameters(model)
         images = float(run.cfg.train.steps * run.cfg.train.batch)
         plans.append(
@@ -106,13 +108,14 @@ def main(cfg: DictConfig) -> None:
                 params_nonembed=counts.params_nonembed,
                 params_total=counts.params_total,
                 flops=flops,
+                flops_anew=anew,
                 tokens=tokens,
                 images=images,
                 steps=run.cfg.train.steps,
                 batch=run.cfg.train.batch,
                 memory_bytes=kept.total,
                 # Steps that train coarse scales only take their share of a whole step.
-                seconds=seconds * (flops / (run.cfg.train.batch * cost) + measuring_steps(run.cfg)),
+                seconds=seconds * (anew / (run.cfg.train.batch * cost) + measuring_steps(run.cfg)),
             )
         )
     print(table(plans, basis, cfg.train.flops_rule))
@@ -120,17 +123,20 @@ def main(cfg: DictConfig) -> None:
     write_json(path, {"design": cfg.design, "basis": basis, "runs": [asdict(plan) for plan in plans]})
 
 
-def planned(cfg: DictConfig, model: VAR) -> tuple[float, float]:
-    """Tokens and FLOPs of the whole run."""
+def planned(cfg: DictConfig, model: VAR) -> tuple[float, float, float]:
+    """Tokens and FLOPs of the whole run, and the FLOPs that are spent anew where it branches off a trunk."""
     optim, steps = build_optim(cfg), cfg.train.steps
     stages = stages_of(build_progressive(cfg), optim, steps=steps, num_scales=model.schedule.num_scales)
-    return spent(stage_costs(stages, model, cfg.train.flops_rule), steps, cfg.train.batch)
+    costs = stage_costs(stages, model, cfg.train.flops_rule)
+    tokens, flops = spent(costs, steps, cfg.train.batch)
+    return tokens, flops, flops - spent(costs, branch_step(cfg), cfg.train.batch)[1]
 
 
 def measuring_steps(cfg: DictConfig) -> float:
     """What the held-out measurements cost, in training steps: a forward pass is a third of a step's work."""
     images = cfg.train.val_images if cfg.train.val_images is not None else cfg.cache.val_images or 0
-    return float(cfg.train.evaluations * images / (3 * cfg.train.batch))
+    models = 1 if cfg.train.average is None else 2  # the average's measurement stands beside that of the raw weights
+    return float(models * cfg.train.evaluations * images / (3 * cfg.train.batch))
 
 
 def meta_model(cfg: DictConfig) -> VAR:
@@ -151,10 +157,20 @@ def meta_model(cfg: DictConfig) -> VAR:
 
 
 def memory(cfg: DictConfig, model: VAR) -> StepMemory:
-    """What a step of this run keeps on each device."""
-    per_device = max(1, cfg.train.batch // (cfg.trainer.devices * cfg.trainer.accumulate))
-    device = "cuda" if cfg.plan.device or cfg.trainer.accelerator == "gpu" else "cpu"
-    return step_memory(model, per_device, dtype=arithmetic(cfg), device_type=device)
+    """What this run takes on each device, at its peak."""
+    trainer, devices = cfg.trainer, cfg.trainer.devices * cfg.trainer.num_nodes
+    images = cfg.train.val_images if cfg.train.val_images is not None else cfg.cache.val_images
+    return step_memory(
+        model,
+        max(1, cfg.train.batch // (devices * trainer.accumulate)),
+        dtype=arithmetic(cfg),
+        device_type="cuda" if cfg.plan.device or trainer.accelerator == "gpu" else "cpu",
+        passes=trainer.accumulate,
+        averaged=cfg.train.average is not None,
+        measured=min(cfg.train.val_batch, images or cfg.train.val_batch),
+        strategy=trainer.strategy if trainer.strategy != "auto" else "ddp" if devices > 1 else "alone",
+        devices=devices,
+    )
 
 
 def time_a_step(
@@ -240,8 +256,9 @@ def table(plans: Sequence[RunPlan], basis: str, rule: str) -> str:
             f"{name:<{width}}  {plan.params_total:>14,}  {plan.params_blocks:>14,}  {plan.params_nonembed:>14,}  "
             f"{plan.flops:>9.2e}  {plan.tokens:>9.2e}  {plan.memory_bytes / 1e9:>6.2f} GB  {duration(plan.seconds):>9}"
         )
-    flops, seconds = sum(plan.flops for plan in plans), sum(plan.seconds for plan in plans)
-    lines.append(f"{len(plans)} runs, {flops:.3g} FLOP ({rule}), {duration(seconds)} one after another")
+    flops, anew, seconds = (sum(getattr(plan, name) for plan in plans) for name in ("flops", "flops_anew", "seconds"))
+    branches = "" if anew == flops else f", of which {anew:.3g} anew (the rest is the trunks')"
+    lines.append(f"{len(plans)} runs, {flops:.3g} FLOP ({rule}){branches}, {duration(seconds)} one after another")
     lines.append(f"time: {basis}")
     return "\n".join(lines)
 

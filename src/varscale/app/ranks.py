@@ -36,8 +36,13 @@ class RankError(ConfigError):
     """A process of the verb has failed; its own message is repeated or pointed at."""
 
 
-def join(cfg: DictConfig) -> Fabric | None:
+def join(cfg: DictConfig, *, backend: str = "gloo", timeout: timedelta = LONGEST_WAIT) -> Fabric | None:
     """This process's place among those of the verb, and its device; where there are several, all have joined.
+
+    Args:
+        backend: of the process group. gloo, on GPUs too, where a few lists travel: it does not occupy a device while a
+            process waits.
+        timeout: of a process for the others.
 
     Returns:
         None in a command that had to start the processes itself, once they have done the work.
@@ -49,8 +54,7 @@ def join(cfg: DictConfig) -> Fabric | None:
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     if devices < 1 or nodes < 1:
         raise ConfigError(f"trainer.devices={devices} and trainer.num_nodes={nodes} must be at least 1")
-    # gloo, on GPUs too: a few lists travel, and it does not occupy a device while a process waits.
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
+    strategy = DDPStrategy(process_group_backend=backend, timeout=timeout)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
     environment = strategy.cluster_environment
     assert environment is not None

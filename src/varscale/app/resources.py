@@ -32,7 +32,13 @@ def conf_folder(verb: str) -> Path:
 
 
 def group_choices(root: Path) -> dict[str, tuple[str, ...]]:
-    """The groups under ``conf/``, and ``sweeps``, each with the names of its YAML files, sorted."""
+    """The groups under ``conf/``, and ``sweeps``, each with the names of its YAML files, sorted.
+
+    ``sweeps/wandb_*.yaml`` are for W&B's own sweeper and no choices.
+    """
     groups = sorted(path for path in (root / "conf").iterdir() if path.is_dir() and path.name != STANDALONE)
     folders = [*groups, root / "sweeps"]
-    return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
+    return {
+        folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("wandb_")))
+        for folder in folders
+    }

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -30,8 +31,9 @@ from varscale.evaluation.pictures import grid_picture, to_bytes
 from varscale.models.sampling import Generated, Sampler, generate
 from varscale.models.storage import fingerprint
 from varscale.models.var import VAR
-from varscale.records import RUN_FILE, RecordError, atomic_write, read_run
+from varscale.records import RUN_FILE, RecordError, atomic_write, read_run, run_id
 from varscale.tokenizers.autoencoder import VQAutoencoder
+from varscale.training.mirror import open_mirror
 
 GRID, FOLDER = "grid", "samples"
 PRECISIONS = ("fp32", "bf16")
@@ -51,16 +53,26 @@ def main(cfg: DictConfig) -> None:
     runs = [Path(settings.run)] if settings.run is not None else finished_runs(Path(cfg.paths.runs))
     if settings.out is not None and len(runs) > 1:
         raise ConfigError(f"sample.out is one folder for {len(runs)} runs; name one of them as sample.run=FOLDER")
-    write = write_grid if settings.format == GRID else write_files
+    drawn: list[list[Any]] = []
     for run in tqdm(runs, desc="sampling", unit="run", disable=len(runs) == 1):
         model, tokenizer = open_model(run, cfg)
         sampler.check(model.schedule.num_scales, tokenizer.pyramid.quantizer.vocabulary)
         with torch.no_grad(), arithmetic(settings.precision, device):
-            write(cfg, run, model.to(device), tokenizer.to(device))
+            model, tokenizer = model.to(device), tokenizer.to(device)
+            if settings.format == GRID:
+                drawn += write_grid(cfg, run, model, tokenizer)
+            else:
+                write_files(cfg, run, model, tokenizer)
+    if drawn and settings.run is None:
+        mirror_samples(cfg, drawn)
 
 
-def write_grid(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder) -> None:
-    """All images as one picture, and a strip of the first; of the study's largest run also animation and attention."""
+def write_grid(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder) -> list[list[Any]]:
+    """All images as one picture, and a strip of the first; of the study's largest run also animation and attention.
+
+    Returns:
+        One row an image for `mirror_samples`: the run's name, the parameters, the image's number and class, the image.
+    """
     settings = cfg.sample
     folder = run if settings.out is None else Path(settings.out)
     drawn = list(batches(cfg, model, tokenizer, range(image_count(settings, model))))
@@ -71,6 +83,27 @@ def write_grid(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder)
     if settings.run is None and run == largest_run(Path(cfg.paths.runs)):
         write_views(folder, model, tokenizer, first.ids_BL, labels_of(numbers, settings, model).to(device_of(cfg)))
     log.info("%s and %s in %s", SAMPLES, strip.name, folder)
+    size, images = sum(parameter.numel() for parameter in model.parameters()), to_bytes(pixels_B3RR)
+    labels = labels_of(range(len(images)), settings, model).tolist()
+    return [[run.name, size, i, label, image] for i, (label, image) in enumerate(zip(labels, images, strict=True))]
+
+
+def mirror_samples(cfg: DictConfig, rows: list[list[Any]]) -> None:
+    """The images of all runs of the study as one table in W&B, a row an image."""
+    mirror = open_mirror(
+        cfg.logger.mode,
+        folder=Path(cfg.paths.study) / "samples",
+        project=cfg.logger.project,
+        run_id=f"samples-{run_id({'study': cfg.study})}",
+        name="samples",
+        group=cfg.study,
+        job_type="eval",
+        tags=[*cfg.logger.tags],
+        config={"study": cfg.study, "sample": OmegaConf.to_container(cfg.sample, resolve=True)},
+    )
+    mirror.catch_up([])
+    mirror.table("samples", ["run", "params_total", "image", "class", "sample"], rows)
+    mirror.finish({"images": len(rows)}, failed=False)
 
 
 def write_files(cfg: DictConfig, run: Path, model: VAR, tokenizer: VQAutoencoder) -> None:

@@ -21,7 +21,8 @@ class Stage1:
     seed: int = MISSING
     val_images: int = MISSING
     validate_every: int | None = None
-    checkpoint_every: int = MISSING
+    checkpoint_every: int | None = None
+    time_limit: float | None = None
     ema_decay: float | None = None
     optim: dict[str, Any] = field(default_factory=dict)
 
@@ -49,6 +50,22 @@ class Progressive:
 
 
 @dataclass
+class Average:
+    """An average of the weights."""
+
+    kind: str = MISSING
+    gamma: float = MISSING
+
+
+@dataclass
+class Branch:
+    """Where a run starts from."""
+
+    trunk: str = MISSING
+    step: int | None = None
+
+
+@dataclass
 class Train:
     """Stage 2."""
 
@@ -56,11 +73,17 @@ class Train:
     steps: int = MISSING
     batch: int = MISSING
     label_drop: float = MISSING
+    budget_flops: float | None = None
     progressive: Progressive | None = None
+    average: Average | None = None
+    branch: Branch | None = None
     evaluations: int = MISSING
     val_images: int | None = None
     val_batch: int = MISSING
-    checkpoint_every: int = MISSING
+    checkpoint_every: int | None = None
+    keep: int = MISSING
+    keep_steps: Any = None
+    time_limit: float | None = None
     flops_rule: str = MISSING
 
 
@@ -128,6 +151,30 @@ class Plan:
 
 
 @dataclass
+class Status:
+    """How the runs of a study stand."""
+
+    watch: float | None = None
+    json: bool = MISSING
+
+
+@dataclass
+class Dashboard:
+    """A workspace of W&B."""
+
+    entity: str | None = None
+    name: str = MISSING
+
+
+@dataclass
+class Collect:
+    """How the runs of others are read from W&B."""
+
+    columns: dict[str, str] | None = None
+    curves: dict[str, str] | None = None
+
+
+@dataclass
 class Analysis:
     """Laws, frontier and hold-out."""
 
@@ -145,6 +192,7 @@ class Trainer:
     accelerator: str = MISSING
     devices: int = MISSING
     num_nodes: int = 1
+    strategy: str = "auto"
     accumulate: int = MISSING
     precision: str = MISSING
     threads: int | None = None
@@ -191,7 +239,12 @@ class StudyConfig:
     edit: Edit = field(default_factory=Edit)
     inspect: Inspect = field(default_factory=Inspect)
     plan: Plan = field(default_factory=Plan)
+    source: str = MISSING
+    project: str | None = None
+    collect: Collect = field(default_factory=Collect)
     analysis: Analysis = field(default_factory=Analysis)
+    status: Status = field(default_factory=Status)
+    dashboard: Dashboard = field(default_factory=Dashboard)
     trainer: Trainer = field(default_factory=Trainer)
     logger: Logger = field(default_factory=Logger)
     paths: Paths = field(default_factory=Paths)
@@ -199,6 +252,50 @@ class StudyConfig:
     experiment: Any = None
     debug: Any = None
     sweeps: Any = None
+    launcher: Any = None
+
+
+@dataclass
+class Design:
+    """The next sweep."""
+
+    law: str | None = None
+    fit: str | None = None
+    form: str = MISSING
+    guess: dict[str, float | None] = field(default_factory=dict)
+    spread: float = MISSING
+    goal: str = MISSING
+    at: float | None = None
+    at_tokens: float | None = None
+    budget: float | None = None
+    gpu_hours: float | None = None
+    money: float | None = None
+    price: float | None = None
+    device: str | None = None
+    mfu: float = MISSING
+    jobs: int = MISSING
+    wall_hours: float | None = None
+    noise: float | None = None
+    size_noise: float | None = None
+    sizes: str | None = None
+    steps: list[int] | None = None
+    max_size: float | None = None
+    max_tokens: float | None = None
+    unique_tokens: float | None = None
+    max_epochs: float = MISSING
+    min_sizes: int = MISSING
+    max_seeds: int = MISSING
+    max_runs: int = MISSING
+    seed: int = MISSING
+    name: str = MISSING
+    folder: str | None = None
+
+
+@dataclass
+class DesignConfig(StudyConfig):
+    """The verb design, whose section bears the name that is elsewhere the sweep's."""
+
+    design: Design = field(default_factory=Design)  # type: ignore[assignment]
 
 
 @dataclass

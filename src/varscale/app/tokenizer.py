@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,14 +20,21 @@ from torch.utils.data import DataLoader
 from varscale.app.build import build, build_source, build_tokenizer, device_of, use_threads
 from varscale.app.config import ConfigError
 from varscale.app.identity import TOKENIZER_FILE, stage1_identity
-from varscale.data.loader import as_it_is, train_loader, val_batches
+from varscale.app.ranks import join
+from varscale.cache.ranks import place
+from varscale.data.loader import Share, as_it_is, train_loader, val_batches
 from varscale.data.source import ImageSource
-from varscale.evaluation.reconstruction import reconstruction_picture
+from varscale.evaluation.pictures import table_picture
+from varscale.evaluation.reconstruction import reconstruction_rows
 from varscale.records import RecordError, atomic_write, read_json, write_json
 from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
-from varscale.training.checkpoints import LAST, AtomicCheckpointIO, KeepLast, checkpoint_step, last_checkpoint
+from varscale.training.checkpoints import Checkpoints, Owner
+from varscale.training.health import DIVERGED_FILE, DivergedError, write_divergence
 from varscale.training.mirror import open_mirror
 from varscale.training.notices import without_advice
+from varscale.training.ranks import from_first
+from varscale.training.saving import Saving
+from varscale.training.strategy import PATIENCE, backend, build_strategy
 from varscale.training.tokenizer_task import TokenizerTask
 
 STAGE_FILE = "stage1.json"  # which configuration the checkpoint in the folder belongs to
@@ -44,6 +52,10 @@ def main(cfg: DictConfig) -> None:
         load_tokenizer(folder)  # raises when it was damaged since
         log.info("%s holds this tokenizer already", folder)
         return
+    if join(cfg, backend=backend(cfg.trainer.accelerator), timeout=PATIENCE) is None:
+        return  # the processes that it started have trained it
+    started = time.monotonic()
+    rank, world = place()
     use_threads(cfg)
     device_of(cfg)
     lightning.seed_everything(cfg.stage1.seed, verbose=False)
@@ -56,11 +68,27 @@ def main(cfg: DictConfig) -> None:
     steps = cfg.stage1.steps
     optim = build("stage1.optim", cfg.stage1.optim)
     task = TokenizerTask(tokenizer, steps=steps, optim=optim, ema_decay=cfg.stage1.ema_decay, seed=cfg.stage1.seed)
-    claim(folder, identity)
-    checkpoint = last_checkpoint(folder)
-    first_step = checkpoint_step(checkpoint)
-    if first_step:
-        log.info("the tokenizer continues from step %d of %d", first_step, steps)
+    if world > 1 and tokenizer.config.dropout:
+        raise ConfigError(
+            f"tokenizer.dropout={tokenizer.config.dropout} on {world} devices: what is dropped would depend on their "
+            "number; set tokenizer.dropout=0 or trainer.devices=1"
+        )
+    if rank == 0:
+        claim(folder, identity)
+    checkpoints = Checkpoints(folder, Owner(identity, source.fingerprint))
+    checkpoint = from_first(checkpoints.newest)
+    first_step = 0 if checkpoint is None else checkpoint.step
+    if rank == 0:
+        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+    if checkpoint is not None and rank == 0:
+        log.info("the tokenizer continues from step %d of %d (%s)", first_step, steps, checkpoint.path)
+    saving = Saving(
+        checkpoints,
+        every_steps=cfg.stage1.checkpoint_every,
+        started=started,
+        limit_hours=cfg.stage1.time_limit,
+        key="stage1",
+    )
     loader = train_loader(
         source,
         seed=cfg.stage1.seed,
@@ -68,35 +96,57 @@ def main(cfg: DictConfig) -> None:
         first_step=first_step,
         last_step=steps,
         workers=cfg.trainer.workers,
+        share=Share(rank, world),
     )
-    batches = list(val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images))
-    validation = DataLoader(batches, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
+    batches = val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images)
+    if len(batches) < world:
+        batches = val_batches(source, batch=max(1, batches.end // world), limit=cfg.stage1.val_images)
+    if len(batches) < world:
+        raise ConfigError(f"stage1.val_images: {batches.end} validation images for {world} processes; each needs one")
+    mine = [batches[number] for number in range(rank, len(batches), world)]
+    validation = DataLoader(mine, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
     every = cfg.stage1.validate_every
     with without_advice():
         trainer = lightning.Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,
             num_nodes=cfg.trainer.num_nodes,
+            strategy=build_strategy(
+                "auto",  # a tokenizer is small
+                accelerator=cfg.trainer.accelerator,
+                devices=cfg.trainer.devices,
+                nodes=cfg.trainer.num_nodes,
+                unused_parameters=tokenizer.pyramid.idle_refiners,
+            ),
             precision=cfg.trainer.precision,
             max_steps=steps,
             max_epochs=-1,
-            callbacks=[KeepLast(folder, cfg.stage1.checkpoint_every)],
-            plugins=[AtomicCheckpointIO()],
+            callbacks=[saving],
+            plugins=[checkpoints],
             logger=False,
             num_sanity_val_steps=0,
             val_check_interval=every,
             check_val_every_n_epoch=None,
+            enable_checkpointing=False,  # Lightning's own, beside ours
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        resume = None if checkpoint is None else str(checkpoint)
-        trainer.fit(task, loader, None if every is None else validation, ckpt_path=resume, weights_only=True)
+        resume = None if checkpoint is None else checkpoint.path
+        try:
+            trainer.fit(task, loader, None if every is None else validation, ckpt_path=resume, weights_only=True)
+        except DivergedError as error:
+            order = {"seed": cfg.stage1.seed, "batch": cfg.stage1.batch, "size": source.size("train")}
+            if rank == 0:
+                write_divergence(folder, error, **order, checkpoint_step=checkpoints.last_step())
+            raise
         if trainer.global_step < steps:
             raise KeyboardInterrupt
         if every is None or steps % every:
             trainer.validate(task, validation, verbose=False)
-    store(cfg, folder, task, source, identity)
+    if rank == 0:
+        store(cfg, folder, task, source, identity)
+        checkpoints.finish()
 
 
 def belongs(folder: Path, identity: str) -> bool:
@@ -111,7 +161,7 @@ def claim(folder: Path, identity: str) -> None:
     """Make ``folder`` this configuration's: an unfinished stage 1 of another is dropped, a finished one is kept.
 
     Raises:
-        ConfigError: if the folder holds the finished tokenizer of another configuration.
+        ConfigError: if the folder holds the finished tokenizer of another configuration, or cannot be written.
     """
     if belongs(folder, identity):
         return
@@ -120,8 +170,14 @@ def claim(folder: Path, identity: str) -> None:
             f"{folder} holds a tokenizer trained with other settings; give this one a study of its own (study=NAME) "
             "or remove that folder"
         )
-    (folder / LAST).unlink(missing_ok=True)
-    write_json(folder / STAGE_FILE, {"stage1_id": identity})
+    try:
+        for left_over in folder.glob(".*.tmp"):  # of a write that was killed
+            left_over.unlink()
+        write_json(folder / STAGE_FILE, {"stage1_id": identity})
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with paths.outputs=FOLDER"
+        ) from error
 
 
 def finished(folder: Path, identity: str) -> bool:
@@ -142,9 +198,9 @@ def store(cfg: DictConfig, folder: Path, task: TokenizerTask, source: ImageSourc
         file.write(text.getvalue().encode())
     size = source.size("val")
     count = PICTURED_IMAGES if size is None else min(PICTURED_IMAGES, size)
-    picture = reconstruction_picture(tokenizer, source.read("val", np.arange(count), 0).pixels)
+    headings, rows = reconstruction_rows(tokenizer, source.read("val", np.arange(count), 0).pixels)
     with atomic_write(folder / PICTURE) as file:
-        picture.save(file, format="PNG")
+        table_picture(rows, headings).save(file, format="PNG")
     mirror = open_mirror(
         cfg.logger.mode,
         folder=folder,
@@ -159,6 +215,8 @@ def store(cfg: DictConfig, folder: Path, task: TokenizerTask, source: ImageSourc
     for row in task.metrics:
         where = "" if row["scale"] is None else f"_{row['scale']}"
         mirror.log({"step": row["step"], f"{row['split']}/{row['metric']}{where}": row["value"]})
+    mirror.catch_up([])
+    mirror.table("reconstructions", ["image", *headings], [[number, *row] for number, row in enumerate(rows)])
     mirror.finish({f"psnr_db_{s['side']}": s["psnr_db"] for s in scales}, failed=False)
     extra = {
         "scales": scales,
@@ -168,7 +226,6 @@ def store(cfg: DictConfig, folder: Path, task: TokenizerTask, source: ImageSourc
         "images": report.images,
     }
     save_tokenizer(folder, tokenizer, extra, dataset_id=source.fingerprint)
-    (folder / LAST).unlink(missing_ok=True)
     lines = [f"{'scale':>6} {'PSNR dB':>8} {'usage':>6} {'perplexity':>10}"]
     lines += [f"{s['side']:>6} {s['psnr_db']:>8.2f} {s['usage']:>6.0%} {s['perplexity']:>10.1f}" for s in scales]
     print("\n".join(lines))

@@ -5,7 +5,9 @@ No state, so a run resumed at step s goes on exactly where it stopped, whatever 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,30 @@ from varscale.data.counter import counter_hash
 
 IMAGES_PER_SEED = 2**40
 MAX_SEED = 2**22 - 1  # the last index of an infinite stream stays below 2^62
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Part ``index`` of a step's batch, cut into ``parts`` equal ones in the order of its images.
+
+    One process and one pass a step is the whole batch. What is random in a step is drawn for the whole batch, and each
+    part takes its own: then neither the number of processes nor that of passes changes what an image meets.
+    """
+
+    index: int = 0
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.parts:
+            raise ValueError(f"part {self.index} of {self.parts}; parts are counted from 0")
+
+    def of(self, whole: Any) -> Any:
+        """This part of a sequence, array or tensor with one entry an image of the whole batch."""
+        size = len(whole) // self.parts
+        return whole[self.index * size : (self.index + 1) * size]
+
+
+WHOLE_BATCH = BatchPart()
 
 
 @lru_cache(maxsize=4)  # only to save time: a batch at the end of an epoch touches two of them

@@ -1,16 +1,22 @@
 """Held-out nats per scale: the loss that goes into a law. No label is dropped, whatever training does.
 
+Processes divide the batches, not the images within: each batch is computed as one process would, and every process
+works out the same means from the numbers of all images, in float64 and in their order.
 Shapes: B batch, K scales.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
+from varscale.cache.ranks import place
 from varscale.models.protocol import GenerativeModel
 from varscale.tokenizers.tokens import TokenBatch
 
@@ -39,16 +45,32 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out(model: GenerativeModel, batches: Iterable[TokenBatch]) -> HeldOut:
-    """Measure a model on held-out token batches. Raises ``ValueError`` when there is none."""
-    nats, wrong = [], []
-    for batch in batches:
-        loss = model.loss(batch, errors=True)
-        assert loss.wrong_BK is not None
-        nats.append(loss.nats_BK.double().cpu())
-        wrong.append(loss.wrong_BK.double().cpu())
-    if not nats:
+def held_out(
+    model: GenerativeModel, batches: Sequence[Any], tokens: Callable[[Any], TokenBatch] = lambda batch: batch
+) -> HeldOut:
+    """Measure a model on held-out batches; where there are several processes, all must call it.
+
+    Args:
+        batches: token batches, or what ``tokens`` makes one of; each process reads its own only.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if not len(batches):
         raise ValueError("there is no held-out image; give the validation split at least one")
+    rank, world = place()
+    measured: dict[int, tuple[Tensor, Tensor]] = {}
+    # As many on every process, because sharded weights are gathered by all: some measure the last batch once more.
+    for number in range(rank, math.ceil(len(batches) / world) * world, world):
+        loss = model.loss(tokens(batches[min(number, len(batches) - 1)]), errors=True)
+        assert loss.wrong_BK is not None
+        if number < len(batches):
+            measured[number] = loss.nats_BK.double().cpu(), loss.wrong_BK.double().cpu()
+    if world > 1:
+        of_each: list[Any] = [None] * world
+        dist.all_gather_object(of_each, measured)
+        measured = {number: values for one in of_each for number, values in one.items()}
+    nats, wrong = zip(*(measured[number] for number in range(len(batches))), strict=True)
     nats_BK, wrong_BK = torch.cat(nats), torch.cat(wrong)
     sizes_K = torch.tensor(model.schedule.tokens_per_scale, dtype=torch.float64)
     avg_B = nats_BK.sum(1) / model.schedule.num_tokens

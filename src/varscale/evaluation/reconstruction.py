@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -103,14 +104,20 @@ def reconstruction_report(tokenizer: VQAutoencoder, batches: Iterable[ImageBatch
 
 
 @torch.no_grad()
-def reconstruction_picture(tokenizer: VQAutoencoder, pixels_B3RR: Tensor) -> Image.Image:
-    """One row an image: the original, then its reconstruction after each scale, with headings."""
+def reconstruction_rows(tokenizer: VQAutoencoder, pixels_B3RR: Tensor) -> tuple[list[str], list[list[np.ndarray]]]:
+    """Headings, and one row an image: the original, then its reconstruction after each scale, uint8 (R, R, 3)."""
     pixels = pixels_B3RR.to(tokenizer.pyramid.quantizer.codebook.device)
     sums = tokenizer.pyramid.partial_sums(tokenizer.encode(pixels))
     columns = [pixels.clamp(-1, 1)] + [tokenizer.decode_latent(f_hat) for f_hat in sums]
     headings = ["original"] + [f"{h} x {w}" for _, h, w in tokenizer.schedule.scales]
     images = [to_bytes(column) for column in columns]
-    return table_picture([[column[i] for column in images] for i in range(len(pixels))], headings)
+    return headings, [[column[i] for column in images] for i in range(len(pixels))]
+
+
+def reconstruction_picture(tokenizer: VQAutoencoder, pixels_B3RR: Tensor) -> Image.Image:
+    """The rows as one picture under their headings."""
+    headings, rows = reconstruction_rows(tokenizer, pixels_B3RR)
+    return table_picture(rows, headings)
 
 
 def psnr(reconstruction_B3RR: Tensor, pixels_B3RR: Tensor) -> Tensor:

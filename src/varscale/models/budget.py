@@ -1,75 +1,217 @@
-"""Memory of a training step, before anything is spent: counted on tensors without storage, not by a rule of thumb.
+"""Memory of a training step, before anything is spent: the step is run on tensors without storage, and what would be
+alive at each operation is added up.
 
-Shapes: B batch, L tokens, V codebook size.
+So the peak is that of forward, backward and update as they are, on the path a CPU takes or on that of a GPU: what
+autograd keeps, gradients as they come while activations go, copies in bf16, the logits. What libraries allocate inside
+an operation is a constant. Not counted is what an allocator keeps of what was freed: with glibc's on a CPU, up to 32
+MiB a piece (MALLOC_MMAP_THRESHOLD_=65536 in the environment gives it back at once; benchmarks/bench_memory.py).
+Shapes: B batch, L tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from varscale.models.var import VAR
-from varscale.nn.attention import written_out
+from varscale.nn import attention, cross_entropy, linear
 from varscale.tokenizers.tokens import TokenBatch
 
-BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two AdamW moments
+RUN_DEPTHS = (3, 4)  # from which deeper models are worked out
+FLOAT = 4  # bytes of a weight, a gradient, a moment
+# Bytes that libraries take inside operations: measured on an x86 CPU (depth 2 to 6, 4 to 16 images, fp32 and bf16: 6 to
+# 29 MB); on a GPU the workspace of cuBLAS on Hopper, as documented.
+LIBRARIES = {"cpu": 25_000_000, "cuda": 32 * 2**20}
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes a training step needs: parameters with gradients and optimiser, and what backward keeps of forward."""
+    """Bytes that training needs on each device, at its peak.
 
-    parameters: int
-    activations: int
+    weights: parameters. states: the optimiser's two moments, and an average of the weights. gradients: those that stay
+    allocated, or add up over several passes, throughout the step. working: what comes and goes in a step, activations
+    above all; gradients too, where they are not kept. measuring: what comes and goes in a held-out measurement.
+    libraries: what they take inside operations.
+    """
+
+    weights: int
+    states: int
+    gradients: int
+    working: int
+    measuring: int
+    libraries: int
 
     @property
     def total(self) -> int:
-        """Bytes, without the framework and allocator overhead."""
-        return self.parameters + self.activations
+        """The peak, above what the process takes before it builds the model."""
+        return self.weights + self.states + self.gradients + max(self.working, self.measuring) + self.libraries
 
 
-def step_memory(model: VAR, batch: int, *, dtype: torch.dtype, device_type: str) -> StepMemory:
-    """Count what autograd saves in a forward pass of ``batch`` images.
+class LiveBytes(TorchDispatchMode):
+    """The bytes of storages that operations within make, while they are alive, and their highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.count(leaf)
+        return out
+
+    def count(self, tensor: Tensor, size: int | None = None) -> None:
+        """Take in the tensor's storage, of ``size`` bytes instead of its own."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.sizes:
+            return
+        self.sizes[key] = storage.nbytes() if size is None else size
+        self.now += self.sizes[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, key)
+
+    def forget(self, key: int) -> None:
+        """A storage is freed."""
+        self.now -= self.sizes.pop(key)
+
+
+def step_memory(
+    model: VAR,
+    batch: int,
+    *,
+    dtype: torch.dtype,
+    device_type: str,
+    passes: int = 1,
+    averaged: bool = False,
+    measured: int = 0,
+    strategy: Literal["alone", "ddp", "fsdp"] = "alone",
+    devices: int = 1,
+) -> StepMemory:
+    """What a step takes on one device.
 
     Args:
-        model: on the meta device; moved to storage-free CPU tensors in place, whose fused attention saves what a GPU's
-            does. With ``checkpoint_blocks`` the inputs of all blocks and the inside of one are counted.
-        dtype: arithmetic of training; below float32 the weights' copies of autocast are counted too.
-        device_type: ``cpu`` or ``cuda``, which decides how attention is computed.
+        model: on the meta device; moved to tensors without storage in place.
+        batch: images of one pass on this device.
+        dtype: arithmetic of training; below float32 by autocast.
+        device_type: ``cpu`` or ``cuda``, which decides which kernels compute.
+        passes: of a step, whose gradients add up.
+        averaged: whether an average of the weights is kept.
+        measured: images of a held-out batch; 0 for none.
+        strategy: how the run is divided among ``devices``.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
-
-    def saved() -> int:
-        """Bytes that autograd saves, of a checkpointed block its input alone."""
-        kept: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # the reference keeps the address taken
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.loss(TokenBatch(ids, labels, inputs))
-        sizes = [(t.untyped_storage().nbytes(), t.is_floating_point()) for a, t in kept.items() if a not in own]
-        # Counted in float32; what is floating point is kept in the arithmetic of training.
-        return sum(size * dtype.itemsize // 4 if floating else size for size, floating in sizes)
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    weights = FLOAT * sum(p.numel() for p in model.parameters())
+    kept_gradients = passes > 1 or strategy != "alone"  # DDP's buckets stay allocated
+    with FakeTensorMode(allow_non_fake_inputs=True), _kernels_of(device_type):
         model.to_empty(device="cpu")
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        working = _peak(model, batch, dtype, train=True, drop_gradients=kept_gradients)
+        measuring = _peak(model, measured, torch.float32, train=False) if measured else 0
+    states = (3 if averaged else 2) * weights
+    gradients = weights if kept_gradients else 0
+    memory = StepMemory(weights, states, gradients, working, measuring, LIBRARIES[device_type])
+    return _sharded(memory, model, devices) if strategy == "fsdp" else memory
+
+
+def _peak(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool = False) -> int:
+    """The highest sum of what comes and goes in a training step, or in a measurement.
+
+    A deep model is not run as a whole: its blocks are alike, so the peak of each stretch of a step is linear in depth.
+    Between the second and the last but one block of backward it is nowhere higher than at one of them.
+    """
+    settings = {"train": train, "drop_gradients": drop_gradients}
+    few, more = RUN_DEPTHS
+    if model.depth <= more:
+        return max(_peaks(model, batch, dtype, **settings))
+    peaks = []
+    for depth in RUN_DEPTHS:
+        with _of_depth(model, depth):
+            of_stretches = _peaks(model, batch, dtype, **settings)
+        peaks.append([of_stretches[i] for i in ((0, 1, -2, -1) if train else (0,))])
+    slope = (model.depth - more) / (more - few)
+    return max(round(high + slope * (high - low)) for low, high in zip(*peaks, strict=True))
+
+
+def _peaks(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool) -> list[int]:
+    """The peaks of the stretches: up to the gradients of the last block, from there block by block to the end."""
+    L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
+    training = model.training
+    model.train(train)
+    live, peaks = LiveBytes(), []
+
+    def gradient_of_a_block(_: Tensor) -> None:
+        peaks.append(live.peak)
+        live.peak = live.now
+
+    hooked = [(block.feed_forward.down.weight, gradient_of_a_block) for block in model.blocks]  # type: ignore[union-attr]
+    if drop_gradients:
+        hooked += [(parameter, lambda p: setattr(p, "grad", None)) for parameter in model.parameters()]
+    handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter, hook in hooked]  # type: ignore[union-attr, operator]
+    with live, torch.set_grad_enabled(train):
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.count(tensor, 0)
         ids = torch.empty(batch, L, dtype=torch.int64)
         labels = torch.empty(batch, dtype=torch.int64)
-        inputs = torch.empty(batch, L - n_0, model.latent_channels)
-        checkpointed, model.checkpoint_blocks = model.checkpoint_blocks, False
-        activations = saved()
-        if written_out(device_type, dtype):  # keeps the probabilities that fused attention computes again
-            activations += batch * model.heads * model.depth * model.schedule.attended_pairs * dtype.itemsize
-        if checkpointed:
-            model.checkpoint_blocks = True
-            outside = saved()  # the inputs of the blocks among it
-            activations = outside + (activations - outside) // model.depth
-    copies = 0 if dtype == torch.float32 else parameters * dtype.itemsize
-    return StepMemory(parameters * BYTES_PER_PARAMETER + copies, activations)
+        tokens = TokenBatch(ids, labels, torch.empty(batch, L - n_0, model.latent_channels))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model.loss(tokens, errors=not train).per_token_avg_B.mean()
+        if train:
+            loss.backward()  # type: ignore[no-untyped-call]
+        peaks.append(live.peak)
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    model.train(training)
+    return peaks
+
+
+@contextmanager
+def _of_depth(model: VAR, depth: int) -> Iterator[None]:
+    """The model with its first ``depth`` blocks only."""
+    whole, blocks = model.depth, model.blocks
+    model.depth, model.blocks = depth, blocks[:depth]
+    try:
+        yield
+    finally:
+        model.depth, model.blocks = whole, blocks
+
+
+def _sharded(memory: StepMemory, model: VAR, devices: int) -> StepMemory:
+    """The same with weights, states and gradients divided, and what is gathered of them in turn.
+
+    Whole at a time: what stands outside the blocks, two blocks (one is fetched while the other computes), and the
+    gradients of one until they are summed up over the devices.
+    """
+    block = FLOAT * sum(p.numel() for p in model.blocks[0].parameters())
+    outside = memory.weights - model.depth * block
+    gathered = outside + 2 * block
+    share = replace(
+        memory, **{name: -(-getattr(memory, name) // devices) for name in ("weights", "states", "gradients")}
+    )
+    summed = max(block, outside)
+    return replace(share, working=memory.working + gathered + summed, measuring=memory.measuring + gathered)
+
+
+@contextmanager
+def _kernels_of(device_type: str) -> Iterator[None]:
+    """The CPU's own kernels only where it is a CPU that computes: a GPU takes torch's."""
+    if device_type == "cpu":
+        yield
+        return
+    before = linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out
+    linear.HAS_ONEDNN, cross_entropy.MINIMUM = False, 2**62
+    attention.written_out = lambda device_type, dtype: False
+    try:
+        yield
+    finally:
+        linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out = before

@@ -45,6 +45,7 @@ RENAMED = (
     (r"\.norms\.linear\.", ".ada_lin.1."),
     (r"\.norms\.offset_16D$", ".ada_gss"),
 )
+GATES = re.compile(r"blocks\.\d+\.norms\.(linear\.(weight|bias)|offset_16D)|shared_norms\.(weight|bias)")
 LEADING_AXIS = re.compile(r".*\.(scale_mul_1H11|ada_gss)")  # the released tensors have one axis of length one more
 
 
@@ -56,12 +57,18 @@ def released_name(ours: str) -> str:
 
 
 def released_parameters(model: VAR) -> dict[str, Tensor]:
-    """The parameters under their released names and shapes; the input's standard deviation is in ``word_embed``."""
+    """The parameters under their released names and shapes.
+
+    The input's standard deviation is in ``word_embed``, a factor on the branches in the weights of their gates.
+    """
     released = {}
     for ours, parameter in model.named_parameters():
         name, tensor = released_name(ours), parameter.detach()
         if name == "word_embed.weight":
             tensor = tensor / model.input_std
+        if model.depth_multiplier != 1.0 and GATES.fullmatch(ours):
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            tensor.view(-1)[: tensor.numel() // 3] /= model.depth_multiplier  # two of six modulations
         released[name] = tensor.unsqueeze(0) if LEADING_AXIS.fullmatch(name) else tensor
     return released
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from varscale.codes import CodeSpec
+from varscale.data.order import WHOLE_BATCH, BatchPart
 from varscale.schedule import ScaleSchedule
 from varscale.tokenizers.tokens import TokenBatch
 
@@ -55,9 +56,18 @@ class GenerativeModel(Protocol):
     heads: int
 
     def loss(
-        self, batch: TokenBatch, *, label_drop: float = 0.0, rng: torch.Generator | None = None, errors: bool = False
+        self,
+        batch: TokenBatch,
+        *,
+        label_drop: float = 0.0,
+        rng: torch.Generator | None = None,
+        errors: bool = False,
+        part: BatchPart = WHOLE_BATCH,
     ) -> ScaleLoss:
-        """Cross-entropy of the batch; ``label_drop`` of the labels become the null class, drawn from ``rng``."""
+        """Cross-entropy of the batch; ``label_drop`` of the labels become the null class, drawn from ``rng``.
+
+        The batch may be a ``part`` of a step's: what is random is drawn for the whole and the part takes its own.
+        """
         ...
 
     def roles(self) -> Mapping[Role, list[nn.Parameter]]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from varscale.codes import CodeSpec
@@ -50,9 +50,9 @@ class Pretrained:
     facts: Facts
 
 
-def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write the parameters atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the parameters, a model's ``state_dict()``, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(folder / WEIGHTS) as file:
         try:
             save_file(tensors, file.name)  # straight to the disk: two billion parameters are not copied in memory
@@ -123,6 +123,8 @@ def architecture(model: VAR) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "shared_adaln": model.shared_adaln,
         "l2_norm": first.attention.l2_norm,
+        "base_width": model.base_width,
+        "base_depth": model.base_depth,
     }
 
 
@@ -159,7 +161,7 @@ def save_pretrained(folder: Path | str, model: VAR, tokenizer: VQAutoencoder, fa
     (folder / MODEL_FILE).unlink(missing_ok=True)
     if not (folder / TOKENIZER_FILE).exists():  # the same one may carry metrics of its training
         save_tokenizer(folder, tokenizer, UNMEASURED)
-    save_weights(folder, model)
+    save_weights(folder, model.state_dict())
     with atomic_write(folder / CARD_FILE) as file:
         file.write(model_card(model, tokenizer, facts, name=folder.resolve().name).encode())
     write_json(folder / MODEL_FILE, description)

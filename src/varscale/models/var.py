@@ -9,6 +9,7 @@ C code channels, V codebook size, K scales.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from varscale.codes import CodeSpec
+from varscale.data.order import WHOLE_BATCH, BatchPart
 from varscale.models.protocol import Role, ScaleLoss
 from varscale.models.shape import Shape, depth_rule, ladder_rule
 from varscale.nn.attention import GROUP_TOKENS, KeyValueCache, token_levels
@@ -56,6 +58,10 @@ class VAR(nn.Module):
         l2_norm: L2-normalised attention.
         adaln_std, adaln_gate_std, head_std: factors on the initial AdaLN scales and shifts, gates, and head weights
             (0.5, 1e-5 and 0.02 in the released code).
+        base_width, base_depth: both or neither: the shape whose initialisation and residual branches this one continues
+            by the rule CompleteP (arXiv:2505.01618, table 1), for ``optim.lr_rule=complete_p``. Branches are times
+            base_depth / depth, embeddings start as those of base_width, the head shrinks as 1 / width, and the last
+            matrices of the branches start as those of base_depth. Without them it is as released.
         input_std: standard deviation of the teacher-forcing inputs, which are divided by it. The released code takes
             them as they are (1.0); unit variance learns faster and makes seeds agree (docs/LOG.md).
         dense_attention: compute and mask all L^2 scores, as the released code does.
@@ -78,14 +84,22 @@ class VAR(nn.Module):
         adaln_std: float = 0.5,
         adaln_gate_std: float = 1e-5,
         head_std: float = 0.02,
+        base_width: int | None = None,
+        base_depth: int | None = None,
         input_std: float = 1.0,
         dense_attention: bool = False,
     ):
         super().__init__()
+        given = [base for base in (base_width, base_depth) if base is not None]
+        if len(given) == 1 or any(base < 1 for base in given):
+            raise ValueError(
+                f"model.base_width is {base_width} and model.base_depth {base_depth}; give both, from 1 on, or neither"
+            )
         if code.kind != "index":
             raise ValueError(f"VAR predicts an index a token, the tokenizer's code is {code}; use an index tokenizer")
         self.schedule, self.code, self.num_classes = schedule, code, num_classes
         self.depth, self.width, self.heads = shape.depth, shape.width, shape.heads
+        self.base_width, self.base_depth = base_width, base_depth
         self.shared_adaln, self.latent_channels = shared_adaln, latent_channels
         # Whether backward computes each block again from its input instead of keeping what is inside: a third more
         # arithmetic, memory for one block instead of all (arXiv:1604.06174). Set by who trains.
@@ -109,6 +123,7 @@ class VAR(nn.Module):
                 l2_norm=l2_norm,
                 shared_adaln=shared_adaln,
                 group_tokens=group_tokens,
+                branch_scale=1.0 / self.depth_multiplier,
             )
             for rate in rates
         )
@@ -139,6 +154,8 @@ class VAR(nn.Module):
         adaln_std: float = 0.5,
         adaln_gate_std: float = 1e-5,
         head_std: float = 0.02,
+        base_width: int | None = None,
+        base_depth: int | None = None,
         standardize_inputs: bool = False,
         input_std: float = 1.0,
     ) -> Self:
@@ -154,6 +171,8 @@ class VAR(nn.Module):
             adaln_std=adaln_std,
             adaln_gate_std=adaln_gate_std,
             head_std=head_std,
+            base_width=base_width,
+            base_depth=base_depth,
             input_std=input_std if standardize_inputs else 1.0,
         )
 
@@ -171,6 +190,8 @@ class VAR(nn.Module):
         shared_adaln: bool = False,
         l2_norm: bool = True,
         adaln_gate_std: float = 1e-5,
+        base_width: int | None = None,
+        base_depth: int | None = None,
         standardize_inputs: bool = False,
         input_std: float = 1.0,
     ) -> Self:
@@ -184,8 +205,20 @@ class VAR(nn.Module):
             shared_adaln=shared_adaln,
             l2_norm=l2_norm,
             adaln_gate_std=adaln_gate_std,
+            base_width=base_width,
+            base_depth=base_depth,
             input_std=input_std if standardize_inputs else 1.0,
         )
+
+    @property
+    def width_multiplier(self) -> float:
+        """m_N of CompleteP: width / base_width; 1 without a base."""
+        return self.width / (self.base_width or self.width)
+
+    @property
+    def depth_multiplier(self) -> float:
+        """m_L of CompleteP: depth / base_depth; 1 without a base."""
+        return self.depth / (self.base_depth or self.depth)
 
     @torch.no_grad()
     def initialize(self, adaln_std: float, adaln_gate_std: float, head_std: float) -> None:
@@ -201,6 +234,14 @@ class VAR(nn.Module):
                     module.bias.zero_()
         nn.init.trunc_normal_(self.start_1ND, std=std)
         nn.init.trunc_normal_(self.position_1LD, std=std)
+        if self.base_width is not None:
+            wider = math.sqrt(self.width_multiplier)
+            for weight in (self.class_embed.weight, self.level_embed.weight, self.word_embed.weight):
+                weight.mul_(wider)
+            self.start_1ND.mul_(wider)
+            self.position_1LD.mul_(wider)
+            self.head.weight.div_(wider)
+        branches = math.sqrt(2 * (self.base_depth or self.depth))
         self.head.weight.mul_(head_std)
         self.head_norm.weight.mul_(adaln_std)
         for block in self.blocks:
@@ -209,8 +250,8 @@ class VAR(nn.Module):
             block.attention.v_bias.zero_()
             if block.attention.l2_norm:
                 block.attention.log_scale_H11.fill_(math.log(4.0))
-            block.attention.proj.weight.div_(math.sqrt(2 * self.depth))
-            block.feed_forward.down.weight.div_(math.sqrt(2 * self.depth))
+            block.attention.proj.weight.div_(branches)
+            block.feed_forward.down.weight.div_(branches)
             if isinstance(block.norms, SharedAdaptiveNorms):
                 block.norms.offset_16D.normal_(std=self.width**-0.5)
                 block.norms.offset_16D[:, :2].mul_(adaln_gate_std)
@@ -245,10 +286,13 @@ class VAR(nn.Module):
         out: Tensor = self.head(modulate(x_BND, *self.head_modulation(cond_BD)))
         return out
 
-    def forward(self, inputs_BNC: Tensor, labels_B: Tensor) -> Tensor:
+    def forward(
+        self, inputs_BNC: Tensor, labels_B: Tensor, paths: Sequence[tuple[Tensor, Tensor] | None] | None = None
+    ) -> Tensor:
         """Teacher forcing: logits (B, L, V) of every token from the inputs of scales 1..K-1 and the class.
 
-        The inputs may stop at the end of any scale: then L, and the work, are those of the scales up to it.
+        The inputs may stop at the end of any scale: then L, and the work, are those of the scales up to it. ``paths``:
+        what ``draw_paths`` returns; None drops nothing.
         """
         cond_BD = self.class_embed(labels_B)
         start = cond_BD.unsqueeze(1) + self.start_1ND
@@ -256,19 +300,26 @@ class VAR(nn.Module):
         x_BLD = torch.cat((start.to(words.dtype), words), dim=1)
         x_BLD = x_BLD + self.embed_positions()[:, : x_BLD.shape[1]].to(words.dtype)
         condition = self.block_condition(cond_BD)
-        for block in self.blocks:
+        for block, drawn in zip(self.blocks, paths or [None] * self.depth, strict=True):
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, condition, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, condition, drawn, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BLD = block(x_BLD, condition)
+                x_BLD = block(x_BLD, condition, drawn)
         return self.predict(x_BLD, cond_BD)
 
-    def drop_labels(self, labels_B: Tensor, probability: float, rng: torch.Generator | None) -> Tensor:
-        """Replace labels by the null class with ``probability``, one draw an image."""
+    def drop_labels(
+        self, labels_B: Tensor, probability: float, rng: torch.Generator | None, part: BatchPart = WHOLE_BATCH
+    ) -> Tensor:
+        """Replace labels by the null class with ``probability``, one draw an image of the whole batch."""
         if probability == 0.0:
             return labels_B
-        draws = torch.rand(labels_B.shape, generator=rng).to(labels_B.device)
+        draws = part.of(torch.rand(len(labels_B) * part.parts, generator=rng)).to(labels_B.device)
         return torch.where(draws < probability, self.num_classes, labels_B)
+
+    def draw_paths(self, images: int, device: torch.device, part: BatchPart) -> list[tuple[Tensor, Tensor] | None]:
+        """Which branches of which block ``images`` images skip, drawn for the whole batch that they are a part of."""
+        drawn = [block.drop_path.draw(images * part.parts, device) for block in self.blocks]  # type: ignore[union-attr, operator]
+        return [paths and (part.of(paths[0]), part.of(paths[1])) for paths in drawn]
 
     def sum_scales(self, values_BL: Tensor) -> Tensor:
         """(B, L) -> (B, K): sums over the tokens of each scale, of all or of the coarsest."""
@@ -277,14 +328,22 @@ class VAR(nn.Module):
         return torch.stack([part.sum(1) for part in parts], dim=1)
 
     def loss(
-        self, batch: TokenBatch, *, label_drop: float = 0.0, rng: torch.Generator | None = None, errors: bool = False
+        self,
+        batch: TokenBatch,
+        *,
+        label_drop: float = 0.0,
+        rng: torch.Generator | None = None,
+        errors: bool = False,
+        part: BatchPart = WHOLE_BATCH,
     ) -> ScaleLoss:
         """Cross-entropy per scale, nats an image. ``errors`` also counts top-1 errors.
 
-        A batch of the coarsest scales only costs and returns those. Raises ``ValueError`` when it ends inside a scale.
+        ``part`` says which part of a step's batch this is: what is dropped is drawn for the whole. A batch of the
+        coarsest scales only costs and returns those. Raises ``ValueError`` when it ends inside a scale.
         """
         assert batch.inputs_BNC is not None, "compute pyramid.inputs(ids) first"
-        logits_BLV = self(batch.inputs_BNC, self.drop_labels(batch.labels_B, label_drop, rng))
+        labels_B = self.drop_labels(batch.labels_B, label_drop, rng, part)
+        logits_BLV = self(batch.inputs_BNC, labels_B, self.draw_paths(len(labels_B), labels_B.device, part))
         # Training may keep the logits' own precision; a measurement (no gradient) is always taken in float32.
         flat = logits_BLV.flatten(0, 1) if torch.is_grad_enabled() else logits_BLV.flatten(0, 1).float()
         nats_BL = cross_entropy(flat, batch.ids_BL.flatten()).view(batch.ids_BL.shape)

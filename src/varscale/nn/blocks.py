@@ -24,27 +24,36 @@ def modulate(x_BND: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
     return torch.addcmul(shift_B1D, normed, scale_B1D + 1)
 
 
+def scaled_gates(modulations: tuple[Tensor, ...], scale: float) -> tuple[Tensor, ...]:
+    """The modulations with the gammas times ``scale``: the same as a factor on both branches of the block."""
+    if scale == 1.0:
+        return modulations
+    return modulations[0] * scale, modulations[1] * scale, *modulations[2:]
+
+
 class AdaptiveNorms(nn.Module):
     """The six modulations of a block from the condition, (B, D) -> six of (B, 1, D): gammas, scales, shifts."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, branch_scale: float = 1.0):
         super().__init__()
         self.linear = nn.Linear(width, 6 * width)
+        self.branch_scale = branch_scale
 
     def forward(self, cond_BD: Tensor) -> tuple[Tensor, ...]:
         out: Tensor = self.linear(F.silu(cond_BD))
-        return out.unsqueeze(1).chunk(6, dim=-1)
+        return scaled_gates(out.unsqueeze(1).chunk(6, dim=-1), self.branch_scale)
 
 
 class SharedAdaptiveNorms(nn.Module):
     """The shared form: one linear layer serves all blocks, each adds its own offset (VAR's 512 px model)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, branch_scale: float = 1.0):
         super().__init__()
         self.offset_16D = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+        self.branch_scale = branch_scale
 
     def forward(self, shared_B6D: Tensor) -> tuple[Tensor, ...]:
-        return (shared_B6D + self.offset_16D).chunk(6, dim=1)
+        return scaled_gates((shared_B6D + self.offset_16D).chunk(6, dim=1), self.branch_scale)
 
 
 class FeedForward(nn.Module):
@@ -63,7 +72,9 @@ class FeedForward(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a sample's branch with probability ``rate``, rescale the rest.
 
-    Applied to the gates (B, 1, D) of a branch, which is the same and spares two passes over the branch.
+    Drawn before the blocks run and given to them: then a part of a batch can take its share of what is drawn for the
+    whole, compiled blocks drop what others do, and a block computed again needs no random state. Applied to the gates
+    (B, 1, D) of a branch, which is the same and spares two passes over the branch.
     """
 
     def __init__(self, rate: float):
@@ -72,17 +83,22 @@ class DropPath(nn.Module):
             raise ValueError(f"drop path rate {rate} is outside [0, 1)")
         self.rate = rate
 
-    def forward(self, gate_B1D: Tensor) -> Tensor:
+    def draw(self, images: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Factors (B, 1, 1) of a block's two branches for a batch of ``images``; None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
-            return gate_B1D
-        keep = torch.empty(gate_B1D.shape[0], 1, 1, device=gate_B1D.device).bernoulli_(1.0 - self.rate)
-        return gate_B1D * (keep / (1.0 - self.rate)).to(gate_B1D.dtype)
+            return None
+        kept = [torch.empty(images, 1, 1, device=device).bernoulli_(1.0 - self.rate) for _ in range(2)]
+        return kept[0] / (1.0 - self.rate), kept[1] / (1.0 - self.rate)
+
+    def forward(self, gate_B1D: Tensor, factor_B11: Tensor | None) -> Tensor:
+        return gate_B1D if factor_B11 is None else gate_B1D * factor_B11.to(gate_B1D.dtype)
 
 
 class Block(nn.Module):
     """x += gamma_1 Attn(LN(x) modulated); x += gamma_2 FFN(LN(x) modulated).
 
     ``condition`` in the calls is (B, D) for per-block AdaLN, (B, 6, D) from the shared linear for the shared form.
+    ``branch_scale`` is a constant factor on both branches (CompleteP: base depth / depth).
     """
 
     def __init__(
@@ -96,21 +112,23 @@ class Block(nn.Module):
         l2_norm: bool = True,
         shared_adaln: bool = False,
         group_tokens: int = GROUP_TOKENS,
+        branch_scale: float = 1.0,
     ):
         super().__init__()
         self.attention = SelfAttention(width, heads, schedule, l2_norm=l2_norm, group_tokens=group_tokens)
         self.feed_forward = FeedForward(width, round(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.norms: AdaptiveNorms | SharedAdaptiveNorms
-        self.norms = SharedAdaptiveNorms(width) if shared_adaln else AdaptiveNorms(width)
+        self.norms = (SharedAdaptiveNorms if shared_adaln else AdaptiveNorms)(width, branch_scale)
 
-    def forward(self, x_BND: Tensor, condition: Tensor) -> Tensor:
-        """All scales at once."""
+    def forward(self, x_BND: Tensor, condition: Tensor, paths: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """All scales at once. ``paths``: what ``drop_path`` drew; None drops nothing."""
+        path1, path2 = paths or (None, None)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self.norms(condition)
         h = self.attention(modulate(x_BND, scale1, shift1))
-        x_BND = torch.addcmul(x_BND, h, self.drop_path(gamma1))
+        x_BND = torch.addcmul(x_BND, h, self.drop_path(gamma1, path1))
         h = self.feed_forward(modulate(x_BND, scale2, shift2))
-        return torch.addcmul(x_BND, h, self.drop_path(gamma2))
+        return torch.addcmul(x_BND, h, self.drop_path(gamma2, path2))
 
     def step(
         self, x_BND: Tensor, modulations: tuple[Tensor, ...], cache: KeyValueCache, block: int, where: slice

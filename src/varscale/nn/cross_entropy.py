@@ -38,7 +38,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         parts = (x.split(ctx.rows) for x in (logits_RV, normaliser_R[:, None], grad_R[:, None]))
         for logits, normaliser, grad in zip(*parts, strict=True):
             logits.copy_((logits - normaliser).exp_().mul_(grad))
-        logits_RV.scatter_add_(1, ids_R[:, None], -grad_R[:, None].to(logits_RV.dtype))
+        # Not scatter_add_: in bf16 it copies all logits to float32 and back, ten times the time of this backward.
+        logits_RV[torch.arange(len(ids_R)), ids_R] -= grad_R.to(logits_RV.dtype)
         return logits_RV, None
 
 

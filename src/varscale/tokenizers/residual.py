@@ -21,7 +21,7 @@ from varscale.nn.conv import conv3x3
 from varscale.schedule import ScaleSchedule
 from varscale.tokenizers.precision import full_float32
 from varscale.tokenizers.resize import resize, resize_matrix
-from varscale.tokenizers.vq import VectorQuantizer
+from varscale.tokenizers.vq import VectorQuantizer, over_ranks
 
 
 class Refiner(nn.Module):
@@ -104,6 +104,11 @@ class ResidualPyramid(nn.Module):
         """C."""
         return self.quantizer.channels
 
+    @property
+    def idle_refiners(self) -> bool:
+        """Whether some refiner serves no scale, and so is never trained."""
+        return len(set(self.refiner_of_scale)) < len(self.refiners)
+
     def add(self, f_hat_BCHW: Tensor, codes_BChw: Tensor, k: int) -> Tensor:
         """F_k = F_{k-1} + phi_k(bicubic(codes of scale k)), float32."""
         return f_hat_BCHW + self._contribution(codes_BChw, k)
@@ -170,8 +175,8 @@ class ResidualPyramid(nn.Module):
 
     @torch.no_grad()
     def start_codebook(self, f_BCHW: Tensor, seed: int) -> None:
-        """k-means start on latents of the first batch: features of the pyramid whose codes would be exact."""
-        rest = f_BCHW.float()
+        """k-means start on latents of the first batch (of all ranks): features of the pyramid with exact codes."""
+        rest = over_ranks(f_BCHW.float())
         self.schedule.check_latent_grid(rest.shape[-2:])
         features = []
         with full_float32(rest.device.type):

@@ -115,7 +115,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, features_NC: Tensor, seed: int) -> None:
-        """Place the codes by k-means on features of the first batch, once; across ranks, rank 0 decides."""
+        """Place the codes by k-means on features of the first batch, once; where ranks differ, rank 0 decides."""
         if self.started:
             return
         with full_float32(features_NC.device.type):
@@ -129,7 +129,8 @@ class VectorQuantizer(nn.Module):
     def observe(self, features_NC: Tensor, ids_N: Tensor, seed: int) -> int:
         """After a training step: update mass, in ``ema`` mode the codes, and restart dead codes.
 
-        Counts and sums are added up over ranks; restarts are drawn by rank 0 from its features. The draw is a pure
+        Counts and sums are added up over ranks, which hold equally many features, and restarts are drawn from the
+        features of all: the result is that of one process with all of them, but for rounding. The draw is a pure
         function of ``seed`` and the number of steps observed. Returns the number of codes restarted.
         """
         self.updates += 1
@@ -149,8 +150,7 @@ class VectorQuantizer(nn.Module):
         restarted = int(dead.sum())
         if restarted:
             generator = step_generator(seed, int(self.updates))
-            self.codebook[dead] = _draw(features_NC.float(), restarted, generator)
-            _from_first_rank(self.codebook)
+            self.codebook[dead] = _draw_over_ranks(features_NC.float(), restarted, generator)
             self.mass[dead] = 1 / self.vocabulary  # time to prove itself
             if self.update == "ema":
                 self.moment.copy_(torch.where(dead[:, None], self.codebook * self.mass[:, None], self.moment))
@@ -166,17 +166,49 @@ def _assigned(features_NC: Tensor, ids_N: Tensor, vocabulary: int) -> tuple[Tens
 
 def _draw(features_NC: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` random features, distinct rows as long as there are enough."""
-    rows = torch.randperm(len(features_NC), generator=generator)[:count]
-    if len(rows) < count:
-        rows = torch.randint(len(features_NC), (count,), generator=generator)
-    return features_NC[rows.to(features_NC.device)]
+    return features_NC[_rows(len(features_NC), count, generator).to(features_NC.device)]
+
+
+def _draw_over_ranks(features_NC: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``_draw`` from the features of all ranks, those of rank 0 first: each puts in the rows that it holds."""
+    rank, world = _place()
+    if world == 1:
+        return _draw(features_NC, count, generator)
+    held = len(features_NC)
+    rows = _rows(held * world, count, generator).to(features_NC.device) - rank * held
+    mine = (rows >= 0) & (rows < held)
+    drawn = features_NC.new_zeros(count, features_NC.shape[1])
+    drawn[mine] = features_NC[rows[mine]]
+    dist.all_reduce(drawn)
+    return drawn
+
+
+def _rows(available: int, count: int, generator: torch.Generator) -> Tensor:
+    rows = torch.randperm(available, generator=generator)[:count]
+    return rows if len(rows) == count else torch.randint(available, (count,), generator=generator)
+
+
+def over_ranks(batch: Tensor) -> Tensor:
+    """The batches of all ranks, which are equally large, as one: rank after rank."""
+    world = _place()[1]
+    if world == 1:
+        return batch
+    parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, batch.contiguous())
+    return torch.cat(parts)
+
+
+def _place() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def _sum_over_ranks(tensor: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
+    if _place()[1] > 1:
         dist.all_reduce(tensor)
 
 
 def _from_first_rank(tensor: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
+    if _place()[1] > 1:
         dist.broadcast(tensor.data, src=0)

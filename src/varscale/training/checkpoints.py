@@ -1,102 +1,263 @@
-"""Checkpoints that are whole or absent: written aside, fsynced, renamed; the newest replaces the one before.
+"""The checkpoints of a run on the disk: whole or absent, verified before they are used, kept by rule.
 
-Lightning's own writer leaves a cut-off file when the process dies while writing.
+``checkpoints/step_00000300.ckpt`` is written aside, fsynced and renamed; then ``step_00000300.json`` says what it is:
+the step, whose it is, and its SHA-256. A checkpoint without that file does not exist. One that does not have its
+checksum (a truncated file, a flipped bit) is said and left out, and the one before it is used.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from tqdm import tqdm
 
-from varscale.records import atomic_write
+from varscale.records import RecordError, atomic_write, read_json, write_json
+from varscale.training.disk import Disk
+from varscale.training.shards import read_whole
 
-LAST = "last.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file and renames it."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``, or leave what was there."""
-        with atomic_write(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the run in ``folder``, if it has one."""
-    path = folder / LAST
-    return path if path.exists() else None
+CHECKPOINTS = "checkpoints"  # in the run's folder
+_NAME = "step_{:08d}"
+_PART_BYTES = 2**24
+# What belongs to the run that wrote a checkpoint and not to one that branches off: sums of its next row, its clock.
+_OF_THE_RUN = ("callbacks", "health")
+log = logging.getLogger(__name__)
 
 
-def checkpoint_step(path: Path | None) -> int:
-    """Steps done when the checkpoint was written; 0 without one."""
-    if path is None:
-        return 0
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: names it, what is wrong and the remedy."""
 
 
-class KeepLast(lightning.Callback):
-    """Replaces ``last.ckpt`` every so often, and when the run is interrupted; always between two steps.
+@dataclass(frozen=True)
+class Owner:
+    """Whose checkpoints these are.
 
-    In the middle of a step the weights may be new and the codebook or the records old, so nothing is written there: the
-    first Ctrl-C or SIGTERM is heard at the start of the next step, a second one at once.
+    Attributes:
+        run_id: of the configuration (of stage 1: of the tokenizer's).
+        dataset_id: content hash of the data.
+        tokenizer_id: content hash of the tokenizer; None in stage 1.
+    """
+
+    run_id: str
+    dataset_id: str
+    tokenizer_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as its description says: after ``step`` steps, of ``owner``, ``size`` bytes, with a checksum."""
+
+    path: Path
+    step: int
+    owner: Owner
+    size: int
+    sha256: str
+
+    def flaw(self) -> str | None:
+        """Why it cannot be used; None when it is whole. Reads it from beginning to end."""
+        try:
+            if (size := _size(self.path)) != self.size:
+                return f"it has {size} bytes of {self.size}"
+            return None if sha256_of(self.path) == self.sha256 else "its content has another checksum"
+        except OSError as error:
+            return str(error)
+
+
+class Checkpoints(TorchCheckpointIO):
+    """The checkpoints of one run; the plugin that Lightning writes and reads them through.
 
     Args:
         folder: the run's folder.
-        every_steps: steps between checkpoints.
+        owner: whose they are.
+        keep: how many of the newest stay.
+        keep_steps: steps whose checkpoints stay for good, or every so many steps.
     """
 
-    def __init__(self, folder: Path, every_steps: int):
-        if every_steps < 1:
-            raise ValueError(f"checkpoint_every is {every_steps}; it must be at least 1 step")
-        self.path, self.every_steps = folder / LAST, every_steps
-        self.saved_step = 0
-        self.interrupted = False
-        self.handlers: dict[int, Any] = {}
+    def __init__(
+        self, folder: Path, owner: Owner, *, keep: int = 2, keep_steps: int | Collection[int] | None = None
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"train.keep is {keep}; at least 1 checkpoint must stay, 2 survive a damaged one")
+        rhythm = [keep_steps] if isinstance(keep_steps, int) else list(keep_steps or ())
+        if any(step < 1 for step in rhythm):
+            raise ValueError(f"train.keep_steps is {keep_steps}; steps are counted from 1")
+        self.folder, self.owner = folder / CHECKPOINTS, owner
+        self.keep, self.keep_steps = keep, keep_steps
+        self.disk = Disk(folder)
+        self.branching = False  # whether the checkpoint that is read is another run's
 
-    def save(self, trainer: lightning.Trainer) -> None:
-        """Write a checkpoint of the steps done, once."""
-        if trainer.global_step > self.saved_step:
-            trainer.save_checkpoint(self.path)
-            self.saved_step = trainer.global_step
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` lies."""
+        return self.folder / f"{_NAME.format(step)}.ckpt"
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From here on an interruption waits for the end of the step."""
-        self.saved_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint of ``step`` is kept for good."""
+        if isinstance(self.keep_steps, int):
+            return step % self.keep_steps == 0
+        return step in (self.keep_steps or ())
 
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None to start at the first step.
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Save when a step of the rhythm is done, or stop after the step in which an interruption came."""
-        if self.interrupted:
-            self.save(trainer)
-            raise KeyboardInterrupt
-        if trainer.global_step % self.every_steps == 0:
-            self.save(trainer)
+        What an interrupted write left is removed, and so are checkpoints of another configuration or tokenizer.
 
-    def release(self) -> None:
-        """Give the signals back."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+        Raises:
+            CheckpointError: if they belong to this run but were trained on other data.
+        """
+        self._clear_remains()
+        found = described(self.folder)
+        if any(_settings(c.owner) != _settings(self.owner) for c in found):
+            log.warning("%s holds checkpoints of other settings or another tokenizer; the run starts over", self.folder)
+            for checkpoint in found:
+                self._remove(checkpoint.path)
+            return None
+        for checkpoint in reversed(found):
+            if checkpoint.owner.dataset_id != self.owner.dataset_id:
+                raise CheckpointError(
+                    f"{checkpoint.path} was trained on the data set {checkpoint.owner.dataset_id}, but the data is now "
+                    f"{self.owner.dataset_id}: bring the old data back, or start anew with another study=NAME (or "
+                    f"without {self.folder})"
+                )
+            if (flaw := checkpoint.flaw()) is None:
+                return checkpoint
+            log.warning("%s is damaged (%s); the one before it is used", checkpoint.path, flaw)
+        if found:
+            log.warning("no checkpoint in %s is whole; the run starts over", self.folder)
+        return None
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Interruptions are immediate again."""
-        self.release()
+    def last_step(self) -> int | None:
+        """Step of the newest checkpoint; None without one."""
+        return max((checkpoint.step for checkpoint in described(self.folder)), default=None)
 
-    def on_exception(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Interruptions are immediate again."""
-        self.release()
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint and remove those that need not stay. What the disk refuses is said, not raised."""
+        step = int(checkpoint["global_step"])
+        if self.disk.attempt(f"the checkpoint of step {step}", lambda: self._write(checkpoint, Path(path), step)):
+            self.disk.attempt("the folder of checkpoints", self._prune)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        """Read a checkpoint. From another run's come weights, optimiser, average, position: not its records."""
+        if Path(path).is_dir():
+            return self.without_records(read_whole(Path(path)))
+        return self.without_records(super().load_checkpoint(path, *arguments, **settings))
+
+    def without_records(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint, of another run without what belongs to that run alone."""
+        if self.branching:
+            for key in _OF_THE_RUN:
+                checkpoint.pop(key, None)
+        return checkpoint
+
+    def aside(self, path: Path) -> Path:
+        """Where the shards of a checkpoint are written before they are ``path``."""
+        return path.with_name(f".{path.name}.tmp")
+
+    def take(self, aside: Path, path: Path, step: int, failure: OSError | None) -> None:
+        """As ``save_checkpoint``, of shards that all processes have written aside, or failed to."""
+
+        def rename() -> None:
+            if failure is not None:
+                raise failure
+            self._remove(path)  # a damaged checkpoint of this step
+            os.replace(aside, path)
+            self._describe(path, step)
+
+        if self.disk.attempt(f"the checkpoint of step {step}", rename):
+            self.disk.attempt("the folder of checkpoints", self._prune)
+
+    def finish(self) -> None:
+        """At the end of the run: only the checkpoints that stay for good remain."""
+        for checkpoint in described(self.folder):
+            if not self.stays(checkpoint.step):
+                self._remove(checkpoint.path)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _write(self, checkpoint: dict[str, Any], path: Path, step: int) -> None:
+        _description(path).unlink(missing_ok=True)  # of a damaged checkpoint of this step
+        with atomic_write(path) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # how torch reports that a write failed
+                raise OSError(str(error).splitlines()[0]) from error
+        self._describe(path, step)
+
+    def _describe(self, path: Path, step: int) -> None:
+        values = {"step": step, **asdict(self.owner), "size": _size(path), "sha256": sha256_of(path)}
+        write_json(_description(path), values)
+
+    def _prune(self) -> None:
+        leaving = [checkpoint for checkpoint in described(self.folder) if not self.stays(checkpoint.step)]
+        for checkpoint in leaving[: -self.keep]:
+            self._remove(checkpoint.path)
+
+    def _remove(self, path: Path) -> None:
+        _description(path).unlink(missing_ok=True)  # first: what it describes has to be there
+        _delete(path)
+
+    def _clear_remains(self) -> None:
+        for temporary in self.folder.glob(".step_*.tmp"):
+            _delete(temporary)
+        for path in self.folder.glob("step_*.ckpt"):
+            if not _description(path).exists():
+                _delete(path)
+
+
+def described(folder: Path) -> list[Checkpoint]:
+    """The checkpoints that ``folder`` describes, in the order of their steps; not verified."""
+    found = []
+    for description in sorted(folder.glob("step_*.json")):
+        try:
+            values = read_json(description)
+            owner = Owner(values["run_id"], values["dataset_id"], values["tokenizer_id"])
+            path = description.with_suffix(".ckpt")
+            found.append(Checkpoint(path, int(values["step"]), owner, int(values["size"]), str(values["sha256"])))
+        except (RecordError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s is damaged (%s); its checkpoint is not used", description, error)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; a large one shows how far it is. Of a folder that of its names and contents."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=2, leave=False) as bar,
+    ):
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+            bar.update(len(part))
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _description(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _settings(owner: Owner) -> tuple[str, str | None]:
+    return owner.run_id, owner.tokenizer_id

@@ -5,7 +5,7 @@ The order of images is a function of (seed, step) in either case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from varscale.cache.reader import TokenCache
-from varscale.data.loader import Steps, as_it_is, train_loader, val_batches
+from varscale.data.loader import ALONE, Batches, Share, Steps, as_it_is, train_loader, val_batches
 from varscale.data.order import batch_indices
 from varscale.data.source import ImageBatch, ImageSource
 from varscale.tokenizers.autoencoder import VQAutoencoder
@@ -45,11 +45,13 @@ class Feed(Protocol):
         """Standard deviation of the teacher-forcing inputs of the first training images."""
         ...
 
-    def training(self, *, seed: int, batch: int, first_step: int, last_step: int) -> DataLoader[Any]:
-        """One batch a step for the steps ``first_step .. last_step - 1``."""
+    def training(
+        self, *, seed: int, batch: int, first_step: int, last_step: int, share: Share = ALONE
+    ) -> DataLoader[Any]:
+        """The share of a batch of ``batch`` images for each of the steps ``first_step .. last_step - 1``."""
         ...
 
-    def held_out(self, *, batch: int, limit: int | None) -> Iterable[ImageBatch | TokenBatch]:
+    def held_out(self, *, batch: int, limit: int | None) -> Sequence[ImageBatch | TokenBatch]:
         """The validation images in order, or the first ``limit``."""
         ...
 
@@ -100,16 +102,17 @@ class CacheFeed:
         batch = self.cache.batch("train", np.arange(min(STD_IMAGES, self.cache.size("train"))))
         return spread(self.tokenizer.pyramid.inputs(batch.ids_BL) if batch.inputs_BNC is None else batch.inputs_BNC)
 
-    def training(self, *, seed: int, batch: int, first_step: int, last_step: int) -> DataLoader[TokenBatch]:
-        """One ``TokenBatch`` a step; reading a cache needs no workers."""
-        steps = StepTokens(self.cache, seed, batch)
-        return DataLoader(steps, batch_size=None, sampler=Steps(first_step, last_step), collate_fn=as_it_is)
+    def training(
+        self, *, seed: int, batch: int, first_step: int, last_step: int, share: Share = ALONE
+    ) -> DataLoader[TokenBatch]:
+        """A ``TokenBatch`` for each part of the share; reading a cache needs no workers."""
+        steps = StepTokens(self.cache, seed, share.batch(batch))
+        return DataLoader(steps, batch_size=None, sampler=Steps(first_step, last_step, share), collate_fn=as_it_is)
 
-    def held_out(self, *, batch: int, limit: int | None) -> Iterator[TokenBatch]:
+    def held_out(self, *, batch: int, limit: int | None) -> Batches[TokenBatch]:
         """The cached validation images in order, or the first ``limit``."""
         end = self.cache.size("val") if limit is None else min(limit, self.cache.size("val"))
-        for start in range(0, end, batch):
-            yield self.cache.batch("val", np.arange(start, min(start + batch, end)))
+        return Batches(lambda numbers: self.cache.batch("val", numbers), end, batch)
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ class ImageFeed:
         ids_BL = self.tokenizer.encode(self.source.read("train", indices, 0).pixels)
         return spread(self.tokenizer.pyramid.inputs(ids_BL))
 
-    def training(self, *, seed: int, batch: int, first_step: int, last_step: int) -> DataLoader[ImageBatch]:
-        """One ``ImageBatch`` a step."""
-        return train_loader(
-            self.source, seed=seed, batch=batch, first_step=first_step, last_step=last_step, workers=self.workers
-        )
+    def training(
+        self, *, seed: int, batch: int, first_step: int, last_step: int, share: Share = ALONE
+    ) -> DataLoader[ImageBatch]:
+        """An ``ImageBatch`` for each part of the share."""
+        steps = {"first_step": first_step, "last_step": last_step}
+        return train_loader(self.source, seed=seed, batch=batch, **steps, workers=self.workers, share=share)
 
-    def held_out(self, *, batch: int, limit: int | None) -> Iterator[ImageBatch]:
+    def held_out(self, *, batch: int, limit: int | None) -> Batches[ImageBatch]:
         """The validation images in order, or the first ``limit``."""
         return val_batches(self.source, batch=batch, limit=limit)

@@ -12,7 +12,8 @@ NOT_APPLICABLE = (
     r".*module\(s\) in eval mode at the start of training.*",  # the frozen tokenizer
     r".*does not have many workers.*",  # reading tokens needs none; trainer.workers is the user's choice
     r".*resum(ed|ing) from a checkpoint that ended before the epoch ended.*",  # order is a function of the step
-    r".*Checkpoint directory .* exists and is not empty.*",  # last.ckpt is replaced on purpose
+    r".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is done in the place of logits before backward
+    r".*recommended to use `self.log\(.*sync_dist=True.*",  # what is logged is the same on all ranks already
     r".*treespec, LeafSpec.*",  # Lightning 2.6 calls what torch 2.13 deprecates
 )
 

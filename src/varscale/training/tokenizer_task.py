@@ -9,6 +9,7 @@ Shapes: B batch, R side of the image in px, V codebook size.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,13 @@ from varscale.data.source import ImageBatch
 from varscale.evaluation.reconstruction import ReconstructionMeter, ReconstructionReport
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.losses import TokenizerLoss
-from varscale.training.generator_task import DivergedError
+from varscale.training.device import seed_device
+from varscale.training.generator_task import step_seed
+from varscale.training.health import READ_EVERY, Health
 from varscale.training.optim import Optimisation, clip_gradients, scheduled_adamw
+from varscale.training.ranks import mean_of_all
 
+DEAD_SHARE = 0.03  # of 1 / V: below it a code is dead, where the quantiser itself states no limit
 # A scale has collapsed when its perplexity is below this share of what it could be: the smaller of V and its tokens.
 COLLAPSE_SHARE = 0.05
 
@@ -72,6 +77,9 @@ class TokenizerTask(lightning.LightningModule):
             self.average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.metrics: list[dict[str, Any]] = []
         self.report: ReconstructionReport | None = None
+        self.health = Health(f"stage1.optim.lr (now {optim.lr})")
+        self.restarted = 0  # codes, since the last row
+        self.row_at: tuple[float, int] | None = None  # when the last row was written, and at which step
         self._loss: TokenizerLoss | None = None
         self._meter: ReconstructionMeter | None = None
 
@@ -96,39 +104,68 @@ class TokenizerTask(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Loss of a batch. Raises ``DivergedError`` when it is not finite."""
+        """Loss of a batch."""
+        seed_device(self.device, step_seed(self.seed, self.global_step))
         self.tokenizer.start_codebook(batch.pixels, self.seed)
         loss = self._loss = self.tokenizer.loss(batch.pixels, list(self.reconstruction_terms))
-        if not torch.isfinite(loss.total):
-            raise DivergedError(
-                f"the loss at step {self.global_step} is {loss.total.item()}; "
-                f"lower stage1.optim.lr (now {self.optim.lr})"
-            )
+        self.health.loss(self.global_step, loss.total)
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         return loss.total
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """The task's own limit: Lightning refuses to clip for a fused optimiser, even where nothing is scaled."""
-        clip_gradients(self.tokenizer.parameters(), self.optim.clip)
+        self.health.gradient(self.global_step, clip_gradients(self.tokenizer.parameters(), self.optim.clip))
+
+    def on_train_start(self) -> None:
+        """The speed of the first row counts from here."""
+        self.row_at = time.perf_counter(), self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
-        """After the optimiser's step: the codebook's own update, the weight average, the measurements."""
+        """After the optimiser's step: the codebook's own update, the weight average, the measurements.
+
+        Raises ``DivergedError`` when a loss or a gradient of the last steps was not finite.
+        """
         loss = self._loss
         assert loss is not None
         self._loss = None
         restarted = self.tokenizer.update_codebook(loss, self.seed)
+        self.restarted += restarted
         if self.average is not None:
             self.average.update_parameters(self.tokenizer)
         if self.global_step % self.trainer.log_every_n_steps == 0 or self.global_step == self.steps:
             values = {"loss": loss.total, "l1": loss.l1, "l2": loss.l2, "vq": loss.vq}
             values |= {f"term_{i}": term for i, term in enumerate(loss.terms)}
-            numbers = {name: float(value.detach()) for name, value in values.items()} | {"restarted": float(restarted)}
+            means = mean_of_all(torch.stack([value.detach().float() for value in values.values()]))
+            numbers = dict(zip(values, means.tolist(), strict=True))
+            _, health = self.health.row()
+            numbers |= {"dead_codes": float(self.dead_codes(restarted)), "restarted": float(self.restarted)}
+            numbers |= {name: value for name, _, value in health} | self.speed(
+                len(batch.labels) * self.trainer.world_size
+            )
+            self.restarted = 0
             self.log_dict({f"train/{name}": value for name, value in numbers.items() if name != "loss"})
             for name, value in numbers.items():
                 self._measured("train", name, None, value)
+        elif self.global_step % READ_EVERY == 0:
+            self.health.read()
+
+    def dead_codes(self, restarted: int) -> int:
+        """Codes that hardly any feature had of late: those restarted in this step, or counted where none is."""
+        quantizer = self.tokenizer.pyramid.quantizer
+        if quantizer.restart_below is not None:
+            return restarted
+        return int((quantizer.mass < DEAD_SHARE / quantizer.vocabulary).sum())
+
+    def speed(self, images: int) -> dict[str, float]:
+        """Images/s since the last row, of steps of ``images``."""
+        assert self.row_at is not None
+        (before, step), now = self.row_at, time.perf_counter()
+        self.row_at = now, self.global_step
+        return {"images_per_s": (self.global_step - step) * images / (now - before)}
 
     def on_validation_epoch_start(self) -> None:
-        """A new meter."""
+        """A new meter, of healthy weights."""
+        self.health.read()
         self._meter = ReconstructionMeter(self.evaluated.eval())
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
@@ -154,12 +191,14 @@ class TokenizerTask(lightning.LightningModule):
                 log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The measurements travel with the weights."""
-        checkpoint["tokenizer_metrics"] = self.metrics
+        """The measurements travel with the weights. Raises ``DivergedError`` when the state is not healthy."""
+        checkpoint["health"] = self.health.state_dict()
+        checkpoint["tokenizer_metrics"], checkpoint["restarted"] = self.metrics, self.restarted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The measurements up to the checkpoint."""
-        self.metrics = list(checkpoint["tokenizer_metrics"])
+        self.health.load_state_dict(checkpoint["health"])
+        self.metrics, self.restarted = list(checkpoint["tokenizer_metrics"]), checkpoint["restarted"]
 
     def _validated(self, metric: str, scale: int | None, value: float) -> None:
         # Every rank holds the same sums already.

@@ -1,0 +1,101 @@
+"""Locks: one holder at a time, told by name, and none that outlives its process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from varscale.app import lock, train
+from varscale.app.lock import LOCK_FILE, LockedError, hold, holder
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from varscale.app.lock import hold
+with hold(Path(sys.argv[1]), what="x", remedy="y"):
+    if os.fork() == 0:
+        time.sleep(60)  # a data worker, which outlives its parent
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / LOCK_FILE
+    assert holder(path) is None
+    with hold(path, what="the sweep is being launched", remedy="wait for it"):
+        assert f"process {os.getpid()} on " in (holder(path) or "")
+        with (
+            pytest.raises(LockedError, match=rf"launched by process {os.getpid()} on .*; wait for it"),
+            hold(path, what="the sweep is being launched", remedy="wait for it"),
+        ):
+            pass
+        assert holder(path) is not None  # the refused one has not freed it
+    assert holder(path) is None
+    with hold(path, what="x", remedy="y"):
+        pass
+
+
+def test_a_killed_holder_leaves_no_lock_though_its_worker_lives(tmp_path: Path) -> None:
+    path = tmp_path / LOCK_FILE
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    try:
+        pid = int(process.stdout.readline())
+        assert f"process {pid} on " in (holder(path) or "")
+        os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert holder(path) is None
+        os.killpg(process.pid, 0)  # the worker is still there
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"file/runs cannot be written \(Not a directory\); name another folder"),
+        hold(tmp_path / "file/runs" / LOCK_FILE, what="x", remedy="y"),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hold(tmp_path / LOCK_FILE, what="x", remedy="y"):
+        assert "this file system has no locks" in caplog.text
+
+
+def test_a_run_is_not_trained_twice_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = SimpleNamespace(get=lambda: SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path))))
+    monkeypatch.setattr(train, "HydraConfig", hydra)
+    monkeypatch.setattr(train, "finished", lambda cfg, folder: False)
+    monkeypatch.setattr(train, "join", lambda cfg, **how: hydra)
+    cfg = OmegaConf.create({"trainer": {"accelerator": "cpu"}})
+    trained: list[Path] = []
+    monkeypatch.setattr(train, "run_training", lambda cfg, folder: trained.append(folder))
+    with hold(tmp_path / LOCK_FILE, what="x", remedy="y"), pytest.raises(LockedError, match="is being trained by"):
+        train.main(cfg)
+    assert trained == []
+    train.main(cfg)
+    assert trained == [tmp_path]

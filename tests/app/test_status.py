@@ -1,0 +1,140 @@
+"""varscale status: the state of each run from its files, quickly and without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from varscale.app.attempts import Attempts
+from varscale.app.cli import main
+from varscale.app.lock import LOCK_FILE, hold
+from varscale.app.run_state import progress, queued_jobs, read_state
+from varscale.records import CurveWriter, Run, write_run
+
+FAKE_SQUEUE = """#!/bin/sh
+echo "$@" > "{log}"
+echo 71_1
+"""
+
+
+def record(folder: Path, **changes: Any) -> Path:
+    """A run of 100 steps of 4 images that has measured itself at step 20."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Run):
+        if field.default is dataclasses.MISSING:
+            values[field.name] = {"int": 1, "float": 1.0}.get(str(field.type), "x")
+    values |= {"status": "running", "flops_rule": "dense", "run_id": "abc", "steps": 100, "batch_images": 4}
+    values |= {"params_blocks": 2, "params_total": 4, "images_seen": 80.0, "wall_s": 8.0, "val_nats_per_token_avg": 3.5}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(folder, Run(**(values | changes)))
+    curve = CurveWriter(folder, "abc")
+    axes = {"images_seen": 80.0, "tokens_seen": 80.0, "flops": 1.0}
+    curve.append(step=20, **axes, values={"val": [("nats_per_token_avg", None, 3.5)]})
+    return folder
+
+
+def beat(folder: Path, *, step: int, ago_s: float = 0.0) -> None:
+    values = {"time": time.time() - ago_s, "step": step, "steps": 100, "loss": 3.25, "images_per_s": 20.0}
+    (folder / "progress.json").write_text(json.dumps(values))
+
+
+def test_the_states_of_a_run(tmp_path: Path) -> None:
+    assert read_state(tmp_path / "a").state == "waiting"
+    failed = tmp_path / "b"
+    failed.mkdir()
+    Attempts("abc", 2, 2, "failed (killed by SIGSEGV)").write(failed)
+    state = read_state(failed)
+    assert (state.state, state.failures, state.outcome) == ("failed", 2, "failed (killed by SIGSEGV)")
+    with hold(failed / LOCK_FILE, what="x", remedy="y"):
+        assert read_state(failed).state == "running"  # tried again, and nothing measured yet
+    for status in ("finished", "stopped", "diverged", "failed"):
+        assert read_state(record(tmp_path / status, status=status)).state == status
+    assert read_state(record(tmp_path / "c"), queued=True).state == "queued"
+    assert read_state(tmp_path / "finished", queued=True).state == "finished"
+    (tmp_path / "c/run.json").write_text("{")
+    state = read_state(tmp_path / "c")
+    assert state.state == "failed" and "not whole JSON" in str(state.outcome)
+
+
+def test_step_loss_speed_and_time_left(tmp_path: Path) -> None:
+    folder = record(tmp_path / "run")
+    state = read_state(folder)
+    assert (state.state, state.step, state.steps, state.loss, state.images_per_s) == ("interrupted", 20, 100, 3.5, 10.0)
+    assert state.left_s is None and progress(folder) == "step 20/100"
+    with hold(folder / LOCK_FILE, what="x", remedy="y"):
+        state = read_state(folder)
+        assert state.left_s == pytest.approx(80 * 4 / 10)
+        beat(folder, step=60, ago_s=2)
+        state = read_state(folder)
+        assert (state.step, state.loss, state.images_per_s) == (60, 3.25, 20.0)
+        assert state.left_s == pytest.approx(40 * 4 / 20 - 2, abs=0.2)
+        beat(folder, step=10)  # of a start before; the record knows more
+        assert read_state(folder).step == 20
+        (folder / "progress.json").write_text("{")
+        assert read_state(folder).step == 20
+    assert progress(tmp_path) == ""
+
+
+def test_which_runs_slurm_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, number in zip(folders, ("71_0", "71_1"), strict=False):
+        folder.mkdir()
+        (folder / "slurm_job").write_text(f"{number}\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queued_jobs(folders) == {}  # no squeue here
+    squeue = tmp_path / "squeue"
+    squeue.write_text(FAKE_SQUEUE.format(log=tmp_path / "asked"))
+    squeue.chmod(0o755)
+    assert queued_jobs(folders[2:]) == {} and not (tmp_path / "asked").exists()
+    assert queued_jobs(folders) == {folders[1]: "71_1"}
+    assert "--jobs=71_0,71_1" in (tmp_path / "asked").read_text()
+
+
+@pytest.fixture
+def status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def call(*arguments: str) -> tuple[int, str]:
+        code = main(["status", f"paths.outputs={tmp_path}", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+def test_the_runs_of_a_sweep_with_those_to_come(status: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    runs = tmp_path / "quickstart/runs"
+    record(runs / "model.width=8,seed=0", status="finished", images_seen=400.0)
+    record(runs / "model.width=8,seed=1")
+    code, text = status("sweeps=quickstart")
+    lines = text.splitlines()
+    assert code == 0 and len(lines) == 14, text
+    assert lines[1].split() == ["model.width=8,seed=0", "finished", "100/100", "3.5000", "50.0", "-", "0"]
+    assert lines[2].split()[:3] == ["model.width=8,seed=1", "interrupted", "20/100"]
+    assert lines[-1].endswith("10 waiting, 1 interrupted, 1 finished")
+    code, text = status("sweeps=quickstart", "status.json=true", "seed=1")
+    found = json.loads(text)
+    assert found["counts"]["waiting"] == 5 and len(found["runs"]) == 6
+    assert found["runs"][0]["name"] == "model.width=8,seed=1" and found["runs"][0]["left_s"] is None
+
+
+def test_all_runs_of_a_study_and_none(status: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, text = status("study=mine")
+    assert code == 2 and "there is no run in" in text
+    record(tmp_path / "mine/runs/single", status="finished")
+    code, text = status("study=mine", "status.watch=0.1")  # ends with the last run
+    assert code == 0 and "single  finished" in text
+    assert status("study=mine", "status.watch=0")[0] == 2
+
+
+def test_it_needs_no_torch() -> None:
+    forbidden = {"torch", "lightning", "wandb", "pandas"}
+    script = f"import sys, varscale.app.status\nsys.exit(' '.join({forbidden} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
