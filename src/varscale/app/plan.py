@@ -90,7 +90,8 @@ def main(cfg: DictConfig) -> None:
     models = [meta_model(run.cfg) for run in runs]
     costs = [train_flops_per_image(model, run.cfg.train.flops_rule) for run, model in zip(runs, models, strict=True)]
     totals = [planned(run.cfg, model) for run, model in zip(runs, models, strict=True)]
-    memories = [memory(run.cfg, model) for run, model in zip(runs, models, strict=True)]
+    sizes = tqdm(zip(runs, models, strict=True), desc="memory", total=len(runs), unit="run", delay=2, leave=False)
+    memories = [memory(run.cfg, model) for run, model in sizes]
     step_seconds, basis = time_a_step(cfg, runs, costs, memories)
     plans = []
     measured = zip(runs, models, costs, totals, memories, step_seconds, strict=True)

@@ -26,7 +26,7 @@ from varscale.models.var import VAR
 from varscale.nn import attention, cross_entropy, linear
 from varscale.tokenizers.tokens import TokenBatch
 
-RUN_DEPTHS = (3, 4)  # from which deeper models are worked out
+RUN_DEPTHS = (2, 3)  # from which deeper models are worked out
 FLOAT = 4  # bytes of a weight, a gradient, a moment
 # Bytes that libraries take inside operations: measured on an x86 CPU (depth 2 to 6, 4 to 16 images, fp32 and bf16: 6 to
 # 29 MB); on a GPU the workspace of cuBLAS on Hopper, as documented.

@@ -1,8 +1,8 @@
 """Sharded checkpoints: written by all processes into one folder, read by any number of them, or as a whole by one.
 
-The folder holds what torch.distributed.checkpoint writes (a file a process, and ``.metadata``) and ``rest.pt``: all that
-is no tensor of the model or the optimiser, as rank 0 knows it. Parameters go by their names, so that a checkpoint fits
-every strategy and every number of devices.
+The folder holds what torch.distributed.checkpoint writes (a file a process, and ``.metadata``) and ``rest.pt``: all
+that is no tensor of the model or the optimiser, as rank 0 knows it. Parameters go by their names, so that a checkpoint
+fits every strategy and every number of devices.
 """
 
 from __future__ import annotations
