@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,9 @@ def test_a_killed_holder_leaves_no_lock_though_its_worker_lives(tmp_path: Path) 
         assert f"process {pid} on " in (holder(path) or "")
         os.kill(pid, signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 20
+        while holder(path) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)  # until the worker runs for the first time, which is when it lets go
         assert holder(path) is None
         os.killpg(process.pid, 0)  # the worker is still there
     finally:

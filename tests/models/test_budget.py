@@ -95,7 +95,9 @@ def test_a_large_measurement_can_be_the_peak() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another allocator keeps is not known")
 @pytest.mark.parametrize(
-    ("precision", "checkpoint"), [("bf16", False), ("fp32", True)], ids=["bf16", "fp32, checkpointed"]
+    ("precision", "checkpoint"),
+    [pytest.param("bf16", False, marks=pytest.mark.slow), ("fp32", True)],
+    ids=["bf16", "fp32, checkpointed"],
 )
 def test_what_is_measured_on_a_cpu_is_within_a_tenth(
     repository: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpoint: bool

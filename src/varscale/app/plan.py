@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from varscale.app.branch import branch_step
@@ -82,6 +82,8 @@ class RunPlan:
 
 def main(cfg: DictConfig) -> None:
     """Print the table of the sweep and write ``plan.json`` into the study's folder."""
+    if cfg.plan.device is not None:
+        known_device(cfg.plan.device)
     runs = planned_runs()
     if len(runs) > 1:  # as the launcher will run them
         torch.set_num_threads(HydraConfig.get().launcher.threads_per_job)
@@ -90,8 +92,7 @@ def main(cfg: DictConfig) -> None:
     models = [meta_model(run.cfg) for run in runs]
     costs = [train_flops_per_image(model, run.cfg.train.flops_rule) for run, model in zip(runs, models, strict=True)]
     totals = [planned(run.cfg, model) for run, model in zip(runs, models, strict=True)]
-    sizes = tqdm(zip(runs, models, strict=True), desc="memory", total=len(runs), unit="run", delay=2, leave=False)
-    memories = [memory(run.cfg, model) for run, model in sizes]
+    memories = memory_of_each(runs, models)
     step_seconds, basis = time_a_step(cfg, runs, costs, memories)
     plans = []
     measured = zip(runs, models, costs, totals, memories, step_seconds, strict=True)
@@ -157,6 +158,29 @@ def meta_model(cfg: DictConfig) -> VAR:
     return model
 
 
+def known_device(name: str) -> Device:
+    """The device of that name. Raises ``ConfigError`` with the names there are."""
+    if name not in DEVICES:
+        raise ConfigError(
+            f"plan.device={name} is not known.{did_you_mean(name, DEVICES)} There are: {', '.join(DEVICES)}"
+        )
+    return DEVICES[name]
+
+
+def memory_of_each(runs: Sequence[PlannedRun], models: Sequence[VAR]) -> list[StepMemory]:
+    """``memory`` of every run; of runs that differ by their seed only, once."""
+    found: dict[str, StepMemory] = {}
+    out = []
+    for run, model in tqdm(
+        zip(runs, models, strict=True), desc="memory", total=len(runs), unit="run", delay=2, leave=False
+    ):
+        key = OmegaConf.to_yaml(OmegaConf.masked_copy(run.cfg, [name for name in run.cfg if name != "seed"]))
+        if key not in found:
+            found[key] = memory(run.cfg, model)
+        out.append(found[key])
+    return out
+
+
 def memory(cfg: DictConfig, model: VAR) -> StepMemory:
     """What this run takes on each device, at its peak."""
     trainer, devices = cfg.trainer, cfg.trainer.devices * cfg.trainer.num_nodes
@@ -181,11 +205,7 @@ def time_a_step(
     flops = np.array([cost * run.cfg.train.batch for cost, run in zip(costs, runs, strict=True)])
     name = cfg.plan.device
     if name is not None:
-        if name not in DEVICES:
-            raise ConfigError(
-                f"plan.device={name} is not known.{did_you_mean(name, DEVICES)} There are: {', '.join(DEVICES)}"
-            )
-        speed = DEVICES[name].peak_flops * ASSUMED_MFU * cfg.trainer.devices
+        speed = known_device(name).peak_flops * ASSUMED_MFU * cfg.trainer.devices
         basis = f"{cfg.trainer.devices} x {name}: {ASSUMED_MFU:.0%} of its data-sheet peak assumed, nothing measured"
         return (flops / speed).tolist(), basis
     order = np.argsort(flops)
