@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from varscale.models.var import VAR
 from varscale.schedule import VAR_256
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.tokens import TokenBatch
+from varscale.training.device import peak_memory_bytes
 
 VARIANTS = ("eager", "checkpoint", "compile", "compile+checkpoint")
 PROBES = (2, 6)  # images, to predict the largest batch
@@ -116,7 +116,7 @@ def train(depth: int, variant: str, device: torch.device, options: argparse.Name
             "batch": batch,
             "images/s": batch / time.median,
             "best": batch / time.minimum,
-            "memory GiB": peak_memory(device) / 2**30,
+            "memory GiB": peak_memory_bytes(device) / 2**30,
             "TFLOP/s": batch * flops / time.median / 1e12,
             "peak TFLOP/s": peak / 1e12,
             "share of peak": batch * flops / time.median / peak,
@@ -144,7 +144,7 @@ def fitting_batch(model: VAR, device: torch.device, largest: int) -> int:
             step = our_step(model, lambda data=data: data, "bf16", device)
             step()
             step()  # the second has the optimiser's moments from its start
-            used.append(peak_memory(device))
+            used.append(int(peak_memory_bytes(device)))
             del step
     except OOM:
         return PROBES[0] if used else 1
@@ -177,7 +177,7 @@ def draw(
         "s": time.median,
         "images/s": batch / time.median,
         "best": batch / time.minimum,
-        "memory GiB": peak_memory(device) / 2**30,
+        "memory GiB": peak_memory_bytes(device) / 2**30,
     }
 
 
@@ -191,14 +191,11 @@ def clear(device: torch.device) -> None:
 
 def total_memory(device: torch.device) -> int:
     """Bytes of the device; of a CPU, what this process used at most."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else peak_memory(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes allocated at most since ``clear``; on a CPU, resident at most since the start."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.type == "cuda"
+        else int(peak_memory_bytes(device))
+    )
 
 
 if __name__ == "__main__":

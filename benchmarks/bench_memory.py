@@ -31,6 +31,7 @@ from varscale.models.shape import depth_rule
 from varscale.models.var import VAR
 from varscale.schedule import VAR_256, ScaleSchedule
 from varscale.tokenizers.tokens import TokenBatch
+from varscale.training.device import peak_memory_bytes
 from varscale.training.optim import Optimisation, build_adamw, clip_gradients
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -94,8 +95,7 @@ def measure(schedule: ScaleSchedule, device: str, *, depth: int, batch: int, pre
     train(schedule, device, depth, batch, precision, checkpoint)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak - before
+    return int(peak_memory_bytes(torch.device("cpu"))) - before
 
 
 def train(schedule: ScaleSchedule, device: str, depth: int, batch: int, precision: str, checkpoint: bool) -> None:
@@ -121,7 +121,7 @@ def resident() -> int:
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak_memory_bytes(torch.device("cpu")))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ The moments, 16.1 GB, are files: AdamW takes one parameter at a time, with its m
 are computed again in backward (``checkpoint_blocks``), so an image's activations take a fraction of a GB. Nothing is
 approximated: two such steps equal two of the ordinary fused AdamW to the bit (tests/training/test_step_d30.py).
 
-Random ids and inputs. Prints JSON: seconds of each part, peak resident memory (VmHWM), loss before and after.
+Random ids and inputs. Prints JSON: seconds of each part, peak resident memory, loss before and after.
 Needs at d = 30: 16.1 GB of free disk; 5.8 TFLOP an image by the ``dense`` rule, a third more in fact.
 """
 
@@ -33,6 +33,7 @@ from varscale.models.counting import train_flops_per_image
 from varscale.models.var import VAR
 from varscale.schedule import VAR_256
 from varscale.tokenizers.tokens import TokenBatch
+from varscale.training.device import peak_memory_bytes
 from varscale.training.groups import parameter_groups
 from varscale.training.optim import Optimisation, clip_gradients
 
@@ -93,12 +94,6 @@ def random_tokens(batch: int) -> TokenBatch:
     )
 
 
-def peak_memory() -> int:
-    """Largest resident set of this process so far, bytes (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def run(depth: int, batch: int, folder: Path, lr: float) -> dict[str, object]:
     """One step at this depth. Raises ``ValueError`` when the disk is too small for the moments."""
     seconds: dict[str, float] = {}
@@ -133,7 +128,7 @@ def run(depth: int, batch: int, folder: Path, lr: float) -> dict[str, object]:
         "batch": batch,
         "threads": torch.get_num_threads(),
         "parameters": parameters,
-        "peak_memory_gib": peak_memory() / 2**30,
+        "peak_memory_gib": peak_memory_bytes(torch.device("cpu")) / 2**30,
         "weights_and_gradients_gib": 8 * parameters / 2**30,
         "moments_on_disk_gib": sum(path.stat().st_size for path in folder.iterdir()) / 2**30,
         "loss_before": float(loss.detach()),

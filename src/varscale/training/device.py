@@ -1,9 +1,12 @@
-"""What a device can do (its matrix peak, measured, which throughput is compared with), and its random stream."""
+"""What a device can do (its matrix peak, measured), the memory a run has taken of it, and its random stream."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from itertools import cycle
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,18 @@ def matrix_peak_flops(
             if time.perf_counter() >= end:
                 break
     return best
+
+
+def peak_memory_bytes(device: torch.device) -> float:
+    """Peak memory of the device, or on a CPU of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the process that started this one, where that was larger
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024.0 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,8 +8,6 @@ the raw weights. Rows of split ``train`` are of the steps since the last row: lo
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from varscale.evaluation.heldout import HeldOut
 from varscale.models.storage import save_weights
 from varscale.models.var import VAR
 from varscale.records import RUN_FILE, CurveWriter, RecordError, Run, Status, read_curve, write_run
+from varscale.training.device import peak_memory_bytes
 from varscale.training.disk import Disk
 from varscale.training.generator_task import GeneratorTask
 from varscale.training.health import DivergedError
@@ -40,14 +38,6 @@ def evaluation_steps(steps: int, count: int, first_share: float = 0.04) -> tuple
         raise ValueError(f"cannot place {count} evaluations in {steps} steps; both must be at least 1")
     points = np.geomspace(max(1.0, first_share * steps), steps, count)
     return tuple(sorted({*np.rint(points).astype(int).tolist(), steps}))
-
-
-def peak_memory_bytes(device: torch.device) -> float:
-    """Peak memory of the device, or on a CPU of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else 1024 * peak)
 
 
 class Recorder(lightning.Callback):
