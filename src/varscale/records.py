@@ -192,6 +192,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
+def clear_remains(folder: Path) -> None:
+    """Remove what killed writes left in ``folder``; for a process that alone writes there."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON atomically. Raises ``ValueError`` for NaN or infinity: they are not JSON, and never a result."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"

@@ -26,7 +26,7 @@ from varscale.data.loader import Share, as_it_is, train_loader, val_batches
 from varscale.data.source import ImageSource
 from varscale.evaluation.pictures import table_picture
 from varscale.evaluation.reconstruction import reconstruction_rows
-from varscale.records import RecordError, atomic_write, read_json, write_json
+from varscale.records import RecordError, atomic_write, clear_remains, read_json, write_json
 from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
 from varscale.training.checkpoints import Checkpoints, Owner
 from varscale.training.health import DIVERGED_FILE, DivergedError, write_divergence
@@ -163,17 +163,16 @@ def claim(folder: Path, identity: str) -> None:
     Raises:
         ConfigError: if the folder holds the finished tokenizer of another configuration, or cannot be written.
     """
-    if belongs(folder, identity):
-        return
-    if (folder / TOKENIZER_FILE).exists():
+    mine = belongs(folder, identity)
+    if not mine and (folder / TOKENIZER_FILE).exists():
         raise ConfigError(
             f"{folder} holds a tokenizer trained with other settings; give this one a study of its own (study=NAME) "
             "or remove that folder"
         )
     try:
-        for left_over in folder.glob(".*.tmp"):  # of a write that was killed
-            left_over.unlink()
-        write_json(folder / STAGE_FILE, {"stage1_id": identity})
+        clear_remains(folder)
+        if not mine:
+            write_json(folder / STAGE_FILE, {"stage1_id": identity})
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}); choose another folder with paths.outputs=FOLDER"

@@ -33,7 +33,7 @@ from varscale.cache.ranks import place
 from varscale.data.loader import Share
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.var import VAR
-from varscale.records import RUN_FILE, atomic_write, read_run
+from varscale.records import RUN_FILE, atomic_write, clear_remains, read_run
 from varscale.tokenizers.storage import load_tokenizer
 from varscale.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, Owner
 from varscale.training.device import matrix_peak_flops
@@ -213,8 +213,7 @@ def keep_steps(cfg: DictConfig) -> int | list[int] | None:
 def write_config(cfg: DictConfig, folder: Path) -> None:
     """Write the resolved configuration. Raises ``ConfigError`` when the folder cannot be written."""
     try:
-        for left_over in folder.glob(".*.tmp"):  # of a write that was killed
-            left_over.unlink()
+        clear_remains(folder)
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
     except OSError as error:

@@ -32,7 +32,7 @@ from varscale.cache.manifest import (
 )
 from varscale.cache.ranks import of_all, place
 from varscale.data.source import ImageBatch, ImageSource, Split
-from varscale.records import atomic_write
+from varscale.records import atomic_write, clear_remains
 from varscale.tokenizers.protocol import Tokenizer
 
 COMPARED_IMAGES = 8  # whose first two draws are compared, to see that a draw changes anything
@@ -197,8 +197,7 @@ def _refuse_another(planned: Manifest, folder: Path) -> None:
 
 def _opened(planned: Manifest, folder: Path, source: ImageSource) -> Manifest:
     """``planned`` with the shards that are recorded in ``folder``, which from now on says whose cache it holds."""
-    for left_over in folder.glob(".*.tmp"):
-        left_over.unlink()
+    clear_remains(folder)
     if not (folder / MANIFEST_FILE).exists():
         if planned.crops > 1:
             _refuse_equal_crops(source, planned)

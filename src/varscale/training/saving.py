@@ -82,11 +82,14 @@ class Saving(lightning.Callback):
     ) -> None:
         """Lightning has counted the batch of the next step as fetched; resumed, it is fetched again.
 
-        It would be counted twice, and stage 1 would validate one step early from then on.
+        It would be counted twice, and stage 1 would validate one step early from then on. Its count of steps for
+        loggers, which are not used, depends on where a run was interrupted.
         """
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """From here on an interruption waits for the end of the step."""
