@@ -96,12 +96,12 @@ def bench(folder: Path, seed: int, steps: int) -> None:
         (folder / "sweeps" / f"{study}.yaml").write_text(text)
     for verb in ("tokenizer", "cache"):
         varscale(folder, verb, "whole")
-    varscale(folder, "train", "whole", "-m")
+    varscale(folder, "train", "whole")
     program = f'hydra.launcher.program=["{sys.executable}","{folder}/program.py"]'
-    first = varscale(folder, "train", "disturbed", "-m", program)
+    first = varscale(folder, "train", "disturbed", program)
     starts = {path.parent.name: json.loads(path.read_text())["starts"] for path in attempts(folder)}
     finished = {path.parent.name for path in attempts(folder) if "finished" in path.read_text()}
-    second = varscale(folder, "train", "disturbed", "-m", program, "hydra.launcher.retries=2")
+    second = varscale(folder, "train", "disturbed", program, "hydra.launcher.retries=2")
     again = {path.parent.name: json.loads(path.read_text())["starts"] for path in attempts(folder)}
     tables = {}
     for study in ("whole", "disturbed"):
@@ -129,7 +129,8 @@ def attempts(folder: Path) -> list[Path]:
 
 
 def varscale(folder: Path, verb: str, study: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "varscale", verb, "-cd", str(folder), f"sweeps={study}", *arguments]
+    sweep = ["-m"] if verb == "train" else []
+    command = [sys.executable, "-m", "varscale", verb, "-cd", str(folder), *sweep, f"sweeps={study}", *arguments]
     environment = os.environ | {"VARSCALE_FAILURES": str(folder)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ran.returncode not in (0, 1):
