@@ -26,7 +26,9 @@ def rates_figure(scan: LearningRateScan) -> Figure:
             bottom.plot(profile.n, profile.best, "o", color=INK, markerfacecolor="white" if profile.edge else INK)
         top.set_xlabel("peak learning rate")
         top.set_ylabel(label(scan.y))
-        top.legend(title="N", ncols=2)
+        low, high = top.get_ylim()
+        top.set_ylim(low, high + 0.35 * (high - low))  # room for the legend above the curves
+        top.legend(title="N", ncols=3, loc="upper center")
         bottom.set_xscale("log")
         bottom.set_yscale("log")
         if scan.exponent is not None:
