@@ -123,7 +123,7 @@ def main() -> None:
     text = conclusion(rows)
     stem = options.out / f"complexity_{options.hardware}_{datetime.now(UTC):%Y-%m-%d}"
     stem.parent.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
     result = {**settings, "torch": torch.__version__, "results": [asdict(row) for row in rows]}
     Path(f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(rows, conditions).savefig(f"{stem}.png", dpi=200)

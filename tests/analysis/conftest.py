@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from varscale_analysis import RunTable, StudyAnalysis, analyse
+from varscale_analysis import RunTable, RunTableError, StudyAnalysis, analyse
 
 SIDES = (1, 2, 3, 4, 6, 8)
 TOKENS_PER_IMAGE = 130
@@ -157,3 +158,35 @@ def ladder(study: Path) -> StudyAnalysis:
 def budgets(isoflop_table: RunTable) -> StudyAnalysis:
     """The analysis of IsoFLOP budgets, with few draws."""
     return analyse(isoflop_table, bootstrap=100)
+
+
+FOREIGN_COLUMNS = {
+    "params_total": "size",
+    "tokens_seen": "tokens",
+    "flops_train": "compute",
+    "val_nats_per_token_avg": "loss",
+}
+
+
+def foreign(sizes: int = 5, budgets: int = 4) -> pd.DataFrame:
+    """A grid of runs by a known law, in ones."""
+    rng = np.random.default_rng(0)
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, sizes), np.geomspace(1e9, 1e11, budgets)))
+    loss = (1.7 + 400 * n**-0.34 + 1000 * d**-0.3) * np.exp(0.002 * rng.standard_normal(n.size))
+    return pd.DataFrame({"size": n, "tokens": d, "compute": 6 * n * d, "loss": loss})
+
+
+def read(frame: pd.DataFrame, **options: object) -> RunTable:
+    return RunTable.from_frame(frame, FOREIGN_COLUMNS, **options)  # type: ignore[arg-type]
+
+
+def problems_of(frame: pd.DataFrame, **options: object) -> str:
+    with pytest.raises(RunTableError) as caught:
+        read(frame, **options)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def mapped() -> SimpleNamespace:
+    """Tables with other names for their columns: a grid of runs, the map, the table read by it, its problems."""
+    return SimpleNamespace(foreign=foreign, columns=FOREIGN_COLUMNS, read=read, problems_of=problems_of)

@@ -1,6 +1,6 @@
 """Bad input through every door: each refusal names what is wrong, the numbers, and what to do.
 
-Beside these, by what is wrong: rows that stand twice, two units in a column (test_points, test_column_map), a table's
+Beside these, by what is wrong: rows that stand twice, two units in a column (test_points, test_units), a table's
 losses and ids (test_table, test_run_flags), profiles (test_isoflop), curves (test_envelope), a bootstrap that cannot
 certify (test_intervals), a W&B project that cannot be reached (test_wandb_runs).
 """

@@ -13,20 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from varscale.app import cache, tokenizer
 from varscale.app.cli import main
-from varscale.app.config import checked, reference
-from varscale.app.entry import SweepsSearchPath
-from varscale.app.launcher import register
-from varscale.app.resources import conf_folder
+from varscale.app.compose import compose, composing
 from varscale.app.train import run_training
 from varscale.records import CURVE_FILE, Run, read_curve, read_json, read_run, write_json
 from varscale.training.checkpoints import CHECKPOINTS, CheckpointError, described
@@ -65,20 +57,11 @@ CONSTANT = {
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
     """The configuration of a small run, composed once: composing takes longer than training."""
-    Plugins.instance().register(SweepsSearchPath)
-    register()
     outputs = tmp_path_factory.mktemp("outputs")
-    before = HydraConfig.instance().cfg
-    with initialize_config_dir(config_dir=str(conf_folder("train")), version_base="1.3"):
-        overrides = ["study=small", f"paths.outputs={outputs}", *SMALL]
-        composed = GlobalHydra.instance().config_loader().load_configuration("train", overrides, run_mode=RunMode.RUN)
-        OmegaConf.set_struct(composed, False)
-        composed.hydra.runtime.output_dir = str(outputs)
-        HydraConfig.instance().set_config(composed)
-        hydra = composed.pop("hydra")
-        config = OmegaConf.create(OmegaConf.to_container(checked(composed, reference(hydra))))
-        assert isinstance(config, DictConfig)
-    HydraConfig.instance().cfg = before
+    with composing():
+        composed, _ = compose("train", ["study=small", f"paths.outputs={outputs}", *SMALL], str(outputs))
+    config = OmegaConf.create(OmegaConf.to_container(composed))
+    assert isinstance(config, DictConfig)
     tokenizer.main(config)
     cache.main(config)
     return config

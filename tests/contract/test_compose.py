@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from varscale.app.branch import check_settings
 from varscale.app.build import build_optim, build_progressive
 from varscale.app.cli import VERBS
-from varscale.app.config import OVERLAYS, ConfigError, checked, reference
-from varscale.app.entry import SweepsSearchPath
+from varscale.app.compose import compose, composing
+from varscale.app.config import OVERLAYS, ConfigError
 from varscale.app.identity import scientific
 from varscale.app.isoflop import intended_flops
 from varscale.app.jobs import run_name
-from varscale.app.launcher import register
 from varscale.app.plan import meta_model, planned
 from varscale.app.resources import group_choices, resources_root
 from varscale.app.sweeps import swept_overrides
@@ -39,22 +33,8 @@ SWEEPS = [name for group, name in CHOICES if group == "sweeps"]
 
 @pytest.fixture(autouse=True)
 def _hydra() -> Iterator[None]:
-    Plugins.instance().register(SweepsSearchPath)
-    register()
-    before = HydraConfig.instance().cfg
-    with initialize_config_dir(config_dir=str(resources_root() / "conf"), version_base="1.3"):
+    with composing():
         yield
-    HydraConfig.instance().cfg = before
-
-
-def compose(verb: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
-    """The checked config of a run, and Hydra's node."""
-    composed = GlobalHydra.instance().config_loader().load_configuration(verb, overrides, run_mode=RunMode.RUN)
-    OmegaConf.set_struct(composed, False)
-    composed.hydra.runtime.output_dir = "outputs"
-    HydraConfig.instance().set_config(composed)
-    hydra = composed.pop("hydra")
-    return checked(composed, reference(hydra)), hydra
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.schema == "StudyConfig"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,9 @@ class SweepLauncher(Launcher):
         raise_if_incomplete(jobs)
         return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=None) for job in jobs]
 
+    @abstractmethod
     def run(self, jobs: Sequence[Job]) -> None:
         """Start those that wait, and follow them to their end."""
-        raise NotImplementedError
 
 
 @dataclass
