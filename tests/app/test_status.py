@@ -81,6 +81,8 @@ def test_step_loss_speed_and_time_left(tmp_path: Path) -> None:
         (folder / "progress.json").write_text("{")
         assert read_state(folder).step == 20
     assert progress(tmp_path) == ""
+    branch = record(tmp_path / "branch", branch_step=15)
+    assert read_state(branch).images_per_s == (80 - 15 * 4) / 8  # its own steps took its time
 
 
 def test_which_runs_slurm_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
