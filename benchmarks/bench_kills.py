@@ -69,6 +69,7 @@ SMALL = [
     "train.evaluations=6",
     "train.val_images=8",
     "train.checkpoint_every=3",
+    "train.keep_steps=[30]",  # the last: no run may continue from there
     "logger.mode=disabled",
 ]
 STAGES = ("stage 1", "caching", "stage 2")

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from varscale.app import cache, tokenizer
 from varscale.app.cli import main
 from varscale.app.compose import compose, composing
+from varscale.app.entry import user_message
+from varscale.app.identity import CONFIG_FILE
 from varscale.app.train import run_training
 from varscale.records import CURVE_FILE, Run, read_curve, read_json, read_run, write_json
 from varscale.training.checkpoints import CHECKPOINTS, CheckpointError, described
@@ -190,24 +192,47 @@ def test_changed_data_under_a_resumed_run_is_refused(cfg: DictConfig, monkeypatc
     manifest = read_json(path)
     write_json(path, {**manifest, "dataset_fingerprint": "0123456789ab"})
     try:
-        with pytest.raises(CheckpointError, match="but the data is now 0123456789ab"):
+        with pytest.raises(CheckpointError, match="data set .*, not 0123456789ab"):
             train(cfg, "other_data", {"train.steps": 8})
     finally:
         write_json(path, manifest)
     assert train(cfg, "other_data", {"train.steps": 8})
 
 
-def test_another_configuration_in_the_folder_starts_over(
-    cfg: DictConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_configuration_in_the_folder_is_refused(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unfinished or finished: a changed line in a sweep must not cost what is trained."""
+    folder = run_folder(cfg, "reused")
     with monkeypatch.context() as patch:
         interrupted_at(patch, 2)
         assert not train(cfg, "reused", {"train.steps": 8})
-    assert train(cfg, "reused", {"train.steps": 6})
-    assert "of other settings or another tokenizer; the run starts over" in caplog.text
-    assert {int(row[0]) for row in rows(run_folder(cfg, "reused"))} == {1, 2, 6}
+    kept, mine = described(folder / CHECKPOINTS), read_run(folder).run_id
+    with pytest.raises(CheckpointError, match=rf"another run's \(run {mine}, not .*another study=NAME") as refusal:
+        train(cfg, "reused", {"train.steps": 6})
+    assert user_message(refusal.value) is not None  # the user's error: a sweep does not try it again
+    assert described(folder / CHECKPOINTS) == kept and OmegaConf.load(folder / CONFIG_FILE).train.steps == 8
+    assert train(cfg, "reused", {"train.steps": 8})
     with pytest.raises(ValueError, match="holds a finished run with other settings"):
-        train(cfg, "reused", {"train.steps": 8})
+        train(cfg, "reused", {"train.steps": 6})
+
+
+def test_a_run_that_dies_after_its_kept_last_step_is_finished(
+    cfg: DictConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trunk does whose weights find a full disk."""
+    changes = {"train.steps": 8, "train.keep_steps": [8], "train.checkpoint_every": 3}
+    folder = run_folder(cfg, "died_at_the_end")
+
+    def dies(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("varscale.training.recorder.save_weights", dies)
+        train(cfg, "died_at_the_end", changes)
+    assert [c.step for c in described(folder / CHECKPOINTS)] == [3, 6, 8] and read_run(folder).status == "failed"
+    assert train(cfg, "died_at_the_end", changes)
+    assert_same_weights(folder, whole)
+    assert rows(folder) == rows(whole) and read_run(folder).status == "finished"
+    assert [c.step for c in described(folder / CHECKPOINTS)] == [8]
 
 
 def test_divergence_says_on_which_images(cfg: DictConfig) -> None:

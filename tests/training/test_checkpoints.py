@@ -106,19 +106,27 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     assert {path.stem for path in checkpoints.folder.iterdir()} == {"step_00000001"}
 
 
-@pytest.mark.parametrize("other", [Owner("other", "data", "tokenizer"), Owner("run", "data", "another")])
-def test_another_configuration_starts_over(tmp_path: Path, other: Owner, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Owner("other", "data", "tokenizer"), r"\(run run, not other\)"),
+        (Owner("run", "data", "another"), r"\(tokenizer tokenizer, not another\)"),
+        (Owner("run", "changed", "tokenizer"), r"\(data set data, not changed\)"),
+        (Owner("other", "changed", "another"), r"\(run run, not other; data set .*; tokenizer .*\): bring the old"),
+    ],
+)
+def test_those_of_another_run_are_refused_and_stay(tmp_path: Path, other: Owner, said: str) -> None:
     write(tmp_path, 1, 2)
-    assert Checkpoints(tmp_path, other).newest() is None
-    assert "other settings or another tokenizer; the run starts over" in caplog.text
-    assert steps(tmp_path) == []
-
-
-def test_changed_data_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, 1, 2)
-    with pytest.raises(CheckpointError, match="trained on the data set data, but the data is now changed"):
-        Checkpoints(tmp_path, Owner("run", "changed", "tokenizer")).newest()
+    with pytest.raises(CheckpointError, match=f"is another run's {said}"):
+        Checkpoints(tmp_path, other).newest()
     assert steps(tmp_path) == [1, 2]
+
+
+def test_one_that_leaves_no_step_to_do_is_not_continued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = write(tmp_path, 1, 2, 3, keep_steps=[3])
+    before = checkpoints.newest(before=3)
+    assert before is not None and before.step == 2
+    assert checkpoints.newest(before=1) is None and steps(tmp_path) == [1, 2, 3] and not caplog.text
 
 
 def test_a_lost_mount_is_not_written_below_its_mount_point(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,8 +79,6 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
     tokenizer = load_tokenizer(Path(cfg.paths.tokenizer))
     identity = identify(cfg)
     refuse_another_finished(folder, identity, tokenizer.fingerprint)
-    if rank == 0:
-        write_config(cfg, folder)
     torch.manual_seed(cfg.seed)
 
     feed = open_feed(cfg, tokenizer)
@@ -110,7 +108,10 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
     owner = Owner(identity, feed.dataset_fingerprint, tokenizer.fingerprint)
     checkpoints = Checkpoints(folder, owner, keep=cfg.train.keep, keep_steps=keep_steps(cfg))
     trunk = trunk_of(cfg, owner)
-    checkpoint = from_first(checkpoints.newest)
+    # Not that of the last step, which a trunk keeps: nothing would be left to do there, and the run never finish.
+    checkpoint = from_first(lambda: checkpoints.newest(before=steps))
+    if rank == 0:
+        write_config(cfg, folder)  # not before: the folder may hold another run's checkpoints
     if checkpoint is None and trunk is not None:
         checkpoint = from_first(lambda: whole(trunk.checkpoint))
         checkpoints.branching = True

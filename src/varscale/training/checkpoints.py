@@ -104,34 +104,36 @@ class Checkpoints(TorchCheckpointIO):
             return step % self.keep_steps == 0
         return step in (self.keep_steps or ())
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; None to start at the first step.
+    def newest(self, *, before: int | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint, of a step below ``before``; None to start at the first step.
 
-        What an interrupted write left is removed, and so are checkpoints of another configuration or tokenizer.
+        What an interrupted write left is removed.
 
         Raises:
-            CheckpointError: if they belong to this run but were trained on other data.
+            CheckpointError: if they are another run's: of other settings, another tokenizer or other data.
         """
         self._clear_remains()
         found = described(self.folder)
-        if any(_settings(c.owner) != _settings(self.owner) for c in found):
-            log.warning("%s holds checkpoints of other settings or another tokenizer; the run starts over", self.folder)
-            for checkpoint in found:
-                self._remove(checkpoint.path)
-            return None
-        for checkpoint in reversed(found):
-            if checkpoint.owner.dataset_id != self.owner.dataset_id:
-                raise CheckpointError(
-                    f"{checkpoint.path} was trained on the data set {checkpoint.owner.dataset_id}, but the data is now "
-                    f"{self.owner.dataset_id}: bring the old data back, or start anew with another study=NAME (or "
-                    f"without {self.folder})"
-                )
+        for checkpoint in found:
+            self._refuse_another(checkpoint)
+        usable = [checkpoint for checkpoint in found if before is None or checkpoint.step < before]
+        for checkpoint in reversed(usable):
             if (flaw := checkpoint.flaw()) is None:
                 return checkpoint
             log.warning("%s is damaged (%s); the one before it is used", checkpoint.path, flaw)
-        if found:
+        if usable:
             log.warning("no checkpoint in %s is whole; the run starts over", self.folder)
         return None
+
+    def _refuse_another(self, checkpoint: Checkpoint) -> None:
+        # Never removed instead: a changed line in a sweep would cost the weeks of an unfinished trunk.
+        names = {"run_id": "run", "dataset_id": "data set", "tokenizer_id": "tokenizer"}
+        its, mine = asdict(checkpoint.owner), asdict(self.owner)
+        if different := [f"{names[key]} {its[key]}, not {mine[key]}" for key in names if its[key] != mine[key]]:
+            raise CheckpointError(
+                f"{checkpoint.path} is another run's ({'; '.join(different)}): bring the old settings and data back, "
+                f"or start anew with another study=NAME (or without {self.folder})"
+            )
 
     def last_step(self) -> int | None:
         """Step of the newest checkpoint; None without one."""
@@ -257,7 +259,3 @@ def _delete(path: Path) -> None:
 
 def _description(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _settings(owner: Owner) -> tuple[str, str | None]:
-    return owner.run_id, owner.tokenizer_id
