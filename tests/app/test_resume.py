@@ -192,7 +192,7 @@ def test_changed_data_under_a_resumed_run_is_refused(cfg: DictConfig, monkeypatc
     manifest = read_json(path)
     write_json(path, {**manifest, "dataset_fingerprint": "0123456789ab"})
     try:
-        with pytest.raises(CheckpointError, match="data set .*, not 0123456789ab"):
+        with pytest.raises(CheckpointError, match=r"data set .*, not 0123456789ab"):
             train(cfg, "other_data", {"train.steps": 8})
     finally:
         write_json(path, manifest)

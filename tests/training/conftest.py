@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from varscale.training.optim import Optimisation
 from varscale.training.progressive import Progressive, StageCost
 from varscale.training.recorder import Recorder
 from varscale.training.saving import Saving
+from varscale.training.trainer import build_trainer
 
 STEPS, BATCH = 6, 4
 OWNER = Owner("id", "data", "tokenizer")
@@ -112,6 +114,7 @@ def train(
     parts: int = 1,
     limit_hours: float | None = None,
     keep_steps: int | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Recorder:
     """Train to the end, or raise after step ``stop_at``; a checkpoint in ``folder`` is continued.
 
@@ -132,11 +135,10 @@ def train(
         folder, make_run(), costs=costs, train_images=32, evaluate=evaluate,
         steps_to_evaluate=tuple(range(every, STEPS + 1, every)), mirror=NoMirror(),
     )  # fmt: skip
-    trainer = lightning.Trainer(
-        accelerator="cpu", max_steps=STEPS, max_epochs=-1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, plugins=[checkpoints], default_root_dir=folder,
+    saving = Saving(checkpoints, every_steps=2, limit_hours=limit_hours, ready=recorder.write_rows)
+    trainer = build_trainer(
+        folder, checkpoints, [recorder, saving, *callbacks], steps=STEPS, accelerator="cpu", devices=1,
         accumulate_grad_batches=parts,
-        callbacks=[recorder, Saving(checkpoints, every_steps=2, limit_hours=limit_hours, ready=recorder.write_rows)],
     )  # fmt: skip
     first_step = 0 if checkpoint is None else checkpoint.step
     loader = CacheFeed(cache, task.tokenizer).training(

@@ -47,6 +47,7 @@ from varscale.training.recorder import Recorder
 from varscale.training.saving import Saving
 from varscale.training.strategy import build_strategy
 from varscale.training.tokenizer_task import TokenizerTask
+from varscale.training.trainer import build_trainer
 
 STEPS, BATCH, SEED = 5, 8, 5
 ARGUMENTS = "ARGUMENTS_OF_ONE_RANK"
@@ -147,12 +148,9 @@ def train(
     stops = [] if stop_at is None else [Stops(saving, stop_at)]
     ended = None
     with without_advice():
-        trainer = lightning.Trainer(
-            accelerator="cpu", devices=world, max_steps=STEPS, max_epochs=-1, logger=False, enable_model_summary=False,
-            enable_progress_bar=False, enable_checkpointing=False,
-            accumulate_grad_batches=passes, callbacks=[recorder, saving, *stops],
-            plugins=[checkpoints], strategy=build_strategy(division, accelerator="cpu", devices=world, nodes=1),
-            use_distributed_sampler=False, default_root_dir=folder,
+        trainer = build_trainer(
+            folder, checkpoints, [recorder, saving, *stops], steps=STEPS, accelerator="cpu", devices=world,
+            division=division, accumulate_grad_batches=passes,
         )  # fmt: skip
         loader = feed.training(
             seed=SEED, batch=BATCH, first_step=first, last_step=STEPS, share=Share(rank, world, passes)
@@ -180,13 +178,10 @@ def stage1(folder: Path, update: str) -> dict[str, Any]:
     task = TokenizerTask(tokenizer, steps=STEPS, optim=optim, ema_decay=0.9, seed=SEED)
     batches = val_batches(source(), batch=3)
     mine = [batches[number] for number in range(rank, len(batches), world)]
-    unused = tokenizer.pyramid.idle_refiners
     with without_advice():
-        trainer = lightning.Trainer(
-            accelerator="cpu", devices=world, max_steps=STEPS, max_epochs=-1, logger=False, enable_model_summary=False,
-            enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,
-            strategy=build_strategy("auto", accelerator="cpu", devices=world, nodes=1, unused_parameters=unused),
-            default_root_dir=folder,
+        trainer = build_trainer(
+            folder, Checkpoints(folder, Owner("id", "data")), [], steps=STEPS, accelerator="cpu", devices=world,
+            unused_parameters=tokenizer.pyramid.idle_refiners,
         )  # fmt: skip
         loader = train_loader(source(), seed=SEED, batch=BATCH, first_step=0, last_step=STEPS, share=Share(rank, world))
         trainer.fit(task, loader)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import logging
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from safetensors.torch import load_file
 
 from varscale import records
@@ -201,6 +208,60 @@ def test_a_full_disk_is_said_once_and_no_row_is_lost(
     refused = [record for record in caplog.records if "could not be written" in record.getMessage()]
     assert 1 <= len(refused) <= 2  # of the records, and of the checkpoints
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_full_output_does_not_end_a_run(
+    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's console log lies on the disk of its run."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    logging.getLogger("varscale").addHandler(handler := logging.StreamHandler(Full()))
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", Full())
+    try:
+        tiny.train(tmp_path, tiny.task(tokenizer), stored)
+        logging.getLogger("varscale.training").warning("said to nobody")
+    finally:
+        logging.getLogger("varscale").removeHandler(handler)
+    assert read_run(tmp_path).status == "finished"
+
+
+def test_a_finished_run_stays_finished(tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder) -> None:
+    """Whatever fails after its last word."""
+
+    class Fails(lightning.Callback):
+        def on_train_end(self, *_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        tiny.train(tmp_path, tiny.task(tokenizer), stored, callbacks=[Fails()])
+    assert read_run(tmp_path).status == "finished" and (tmp_path / "model.safetensors").exists()
+
+
+def test_lightning_hears_no_signals_of_its_own(
+    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below srun it would write a checkpoint within a step on SIGUSR1, and continue from that."""
+    variables = {"NTASKS": "1", "JOB_NAME": "run", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("lightning.fabric.plugins.environments.slurm._is_srun_used", lambda: True)
+    heard: list[Any] = []
+
+    class Listens(lightning.Callback):
+        def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            assert isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment)
+            heard.append(signal.getsignal(signal.SIGUSR1))
+
+    tiny.train(tmp_path, tiny.task(tokenizer), stored, callbacks=[Listens()])
+    assert heard == [signal.SIG_DFL]
+    # What build_trainer puts out of service is there under these names.
+    assert callable(_SignalConnector.register_signal_handlers)
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
 def test_divergence_is_recorded(tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder) -> None:

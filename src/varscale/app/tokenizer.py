@@ -34,8 +34,9 @@ from varscale.training.mirror import open_mirror
 from varscale.training.notices import without_advice
 from varscale.training.ranks import from_first
 from varscale.training.saving import Saving
-from varscale.training.strategy import PATIENCE, backend, build_strategy
+from varscale.training.strategy import PATIENCE, backend
 from varscale.training.tokenizer_task import TokenizerTask
+from varscale.training.trainer import build_trainer
 
 STAGE_FILE = "stage1.json"  # which configuration the checkpoint in the folder belongs to
 PICTURE = "reconstructions.png"
@@ -107,30 +108,19 @@ def main(cfg: DictConfig) -> None:
     validation = DataLoader(mine, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
     every = cfg.stage1.validate_every
     with without_advice():
-        trainer = lightning.Trainer(
+        trainer = build_trainer(
+            folder,
+            checkpoints,
+            [saving],
+            steps=steps,
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            strategy=build_strategy(
-                "auto",  # a tokenizer is small
-                accelerator=cfg.trainer.accelerator,
-                devices=cfg.trainer.devices,
-                nodes=cfg.trainer.num_nodes,
-                unused_parameters=tokenizer.pyramid.idle_refiners,
-            ),
+            nodes=cfg.trainer.num_nodes,
+            unused_parameters=tokenizer.pyramid.idle_refiners,
             precision=cfg.trainer.precision,
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=[saving],
-            plugins=[checkpoints],
-            logger=False,
             num_sanity_val_steps=0,
             val_check_interval=every,
             check_val_every_n_epoch=None,
-            enable_checkpointing=False,  # Lightning's own, beside ours
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
         )
         resume = None if checkpoint is None else checkpoint.path
         try:

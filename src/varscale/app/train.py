@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -46,7 +45,8 @@ from varscale.training.progressive import spent, stage_costs
 from varscale.training.ranks import from_first
 from varscale.training.recorder import Recorder, evaluation_steps
 from varscale.training.saving import Saving
-from varscale.training.strategy import PATIENCE, backend, build_strategy
+from varscale.training.strategy import PATIENCE, backend
+from varscale.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -162,27 +162,17 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
         for module in task.model.blocks if cfg.trainer.strategy == "fsdp" else [task.model]:
             module.compile()
     with without_advice():
-        trainer = lightning.Trainer(
+        trainer = build_trainer(
+            folder,
+            checkpoints,
+            [recorder, Heartbeat(folder, steps=steps, batch=cfg.train.batch), saving],
+            steps=steps,
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            strategy=build_strategy(
-                cfg.trainer.strategy,
-                accelerator=cfg.trainer.accelerator,
-                devices=cfg.trainer.devices,
-                nodes=cfg.trainer.num_nodes,
-            ),
+            nodes=cfg.trainer.num_nodes,
+            division=cfg.trainer.strategy,
             precision=cfg.trainer.precision,
-            max_steps=steps,
-            max_epochs=-1,
             accumulate_grad_batches=share.passes,
-            callbacks=[recorder, Heartbeat(folder, steps=steps, batch=cfg.train.batch), saving],
-            plugins=[checkpoints],
-            logger=False,
-            enable_checkpointing=False,  # Lightning's own, beside ours
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
         )
         try:
             trainer.fit(task, loader, ckpt_path=None if checkpoint is None else checkpoint.path, weights_only=True)

@@ -166,7 +166,7 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
             raise CacheError(f"{path} is missing; launch the verb cache again, it writes what is missing")
     if not verify:
         return
-    for path, digest in tqdm(files, desc="verify cache", unit="file", delay=2, leave=False):
+    for path, digest in tqdm(files, desc="verify cache", unit="file", delay=2, leave=False, disable=None):
         if (found := file_sha256(path)) != digest:
             raise CacheError(
                 f"{path} has changed: SHA-256 {found}, but the manifest says {digest}; "

@@ -237,7 +237,7 @@ def sha256_of(path: Path) -> str:
     size = path.stat().st_size
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=2, leave=False) as bar,
+        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar,
     ):
         while part := file.read(_PART_BYTES):
             digest.update(part)

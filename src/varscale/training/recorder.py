@@ -231,8 +231,8 @@ class Recorder(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Interrupted, diverged or failed: say which."""
-        if not hasattr(self, "writes"):
-            return  # failed before training began
+        if not hasattr(self, "writes") or self.run.status == "finished":
+            return  # failed before training began, or after all was written
         self.write_rows()
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         self.close(trainer, "stopped" if stopped else "diverged" if isinstance(exception, DivergedError) else "failed")
