@@ -91,8 +91,13 @@ def test_which_runs_slurm_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         folder.mkdir()
         (folder / "slurm_job").write_text(f"{number}\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queued_jobs(folders) == {}  # no squeue here
+    assert queued_jobs(folders) is None  # no squeue here
     squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    assert queued_jobs(folders) is None
+    squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2\nexit 1\n")
+    assert queued_jobs(folders) == {}
     squeue.write_text(FAKE_SQUEUE.format(log=tmp_path / "asked"))
     squeue.chmod(0o755)
     assert queued_jobs(folders[2:]) == {} and not (tmp_path / "asked").exists()
@@ -126,13 +131,18 @@ def test_the_runs_of_a_sweep_with_those_to_come(status: Callable[..., tuple[int,
     assert found["runs"][0]["name"] == "model.width=8,seed=1" and found["runs"][0]["left_s"] is None
 
 
-def test_all_runs_of_a_study_and_none(status: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_all_runs_of_a_study_and_none(
+    status: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, text = status("study=mine")
     assert code == 2 and "there is no run in" in text
     record(tmp_path / "mine/runs/single", status="finished")
     code, text = status("study=mine", "status.watch=0.1")  # ends with the last run
     assert code == 0 and "single  finished" in text
     assert status("study=mine", "status.watch=0")[0] == 2
+    (tmp_path / "mine/runs/single/slurm_job").write_text("71\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "squeue does not answer" in status("study=mine")[1]
 
 
 def test_it_needs_no_torch() -> None:

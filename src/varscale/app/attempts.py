@@ -25,20 +25,22 @@ class Attempts:
         starts: how often it was started.
         failures: how often it crashed.
         outcome: how the last start ended; None while it runs, or when nobody saw its end.
+        retryable: false after an error of the user's, which another start would only repeat.
     """
 
     run_id: str
     starts: int = 0
     failures: int = 0
     outcome: str | None = None
+    retryable: bool = True
 
     def started(self) -> Attempts:
         """With one more start."""
-        return replace(self, starts=self.starts + 1, outcome=None)
+        return replace(self, starts=self.starts + 1, outcome=None, retryable=True)
 
-    def ended(self, outcome: str, *, crashed: bool) -> Attempts:
+    def ended(self, outcome: str, *, crashed: bool, retryable: bool = True) -> Attempts:
         """With the end of the last start."""
-        return replace(self, outcome=outcome, failures=self.failures + crashed)
+        return replace(self, outcome=outcome, failures=self.failures + (crashed and retryable), retryable=retryable)
 
     def write(self, folder: Path) -> None:
         """Write or replace the file in ``folder``. A disk that does not take it is said; the sweep goes on."""

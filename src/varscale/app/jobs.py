@@ -24,7 +24,7 @@ from varscale.app.attempts import Attempts, read_attempts
 from varscale.app.config import ConfigError, checked, reference
 from varscale.app.lock import LOCK_FILE, holder
 from varscale.app.processes import describe_exit
-from varscale.app.run_state import queued_jobs
+from varscale.app.run_state import SLURM_FILE, queued_jobs
 from varscale.records import RUN_FILE, RecordError, read_json
 
 CONSOLE_FILE = "console.log"
@@ -82,7 +82,6 @@ class Job:
     status: str = "waiting"
     elapsed_s: float | None = None
     attempts: Attempts = field(default_factory=lambda: Attempts(""))
-    exit_code: int | None = None
     record_before: int | None = None  # modification time of its record when it was started, ns
 
     def read_attempts(self) -> None:
@@ -98,8 +97,8 @@ class Job:
 
     def end(self, code: int) -> None:
         """Note the end with an exit code, in the run's folder too."""
-        self.exit_code, self.status = code, outcome(code, self.folder, self.record_before)
-        self.attempts = self.attempts.ended(self.status, crashed=self.crashed and code != _USER_ERROR)
+        self.status = outcome(code, self.folder, self.record_before)
+        self.attempts = self.attempts.ended(self.status, crashed=self.crashed, retryable=code != _USER_ERROR)
         self.attempts.write(self.folder)
 
     @property
@@ -109,7 +108,7 @@ class Job:
 
     def may_retry(self, retries: int) -> bool:
         """Whether a run that has just failed is started again: not after an error of the user's."""
-        return self.crashed and self.exit_code != _USER_ERROR and self.attempts.failures <= retries
+        return self.crashed and self.attempts.retryable and self.attempts.failures <= retries
 
 
 def outcome(code: int, folder: Path, record_before: int | None = None) -> str:
@@ -132,7 +131,7 @@ def planned_jobs(
 
     Raises:
         ConfigError: before any job starts: for a wrong configuration, a folder that two runs share or that cannot be
-            written, a ``leave_out`` that fits no run.
+            written, a ``leave_out`` that fits no run, a Slurm that does not say what it has queued.
     """
     root = Path(config.hydra.sweep.dir).absolute()
     jobs = []
@@ -142,6 +141,11 @@ def planned_jobs(
     _check_names(jobs, settings.leave_out)
     _check_writable([root, *(job.folder for job in jobs if job.folder.exists())])
     queued = queued_jobs(job.folder for job in jobs)
+    if queued is None:
+        raise ConfigError(
+            "squeue does not say which jobs of this sweep are still queued, and a run must not be started twice; "
+            f"launch again when it answers, or remove {root}/*/{SLURM_FILE} if Slurm has none of them"
+        )
     for job, cfg in _composed(config, context, jobs):
         _settle_before(job, cfg, settings, queued)
     return jobs

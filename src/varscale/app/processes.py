@@ -24,12 +24,14 @@ def available_cores() -> int:
 
 
 def follow_parent() -> None:
-    """Called first in a process that `spawn` started: be killed with the parent, and hear SIGINT. Else no effect."""
+    """Called first in a process that `spawn` started: be killed with the parent, hear SIGINT. Else no effect."""
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None:
         return
     # A parent in the background of a script ignores SIGINT and hands that down; the launcher stops jobs with SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Slurm's warning is for the parent, but a Slurm that tracks processes by their parents sends it to all of them.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
 

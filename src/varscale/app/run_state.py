@@ -105,8 +105,11 @@ def progress(folder: Path) -> str:
     return "" if not state.step else f"step {state.step}/{state.steps}"
 
 
-def queued_jobs(folders: Iterable[Path]) -> dict[Path, str]:
-    """The Slurm jobs of these runs that still wait or run. Asks nothing where none was submitted."""
+def queued_jobs(folders: Iterable[Path]) -> dict[Path, str] | None:
+    """The Slurm jobs of these runs that still wait or run; None when Slurm does not say.
+
+    Asks nothing where none was submitted.
+    """
     noted = {folder: path.read_text().strip() for folder in folders if (path := folder / SLURM_FILE).exists()}
     if not noted:
         return {}
@@ -114,7 +117,9 @@ def queued_jobs(folders: Iterable[Path]) -> dict[Path, str]:
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return {}
+        return None
+    if answer.returncode and "Invalid job id" not in answer.stderr:  # one that Slurm has forgotten
+        return None
     alive = set(answer.stdout.split())
     return {folder: number for folder, number in noted.items() if number in alive}
 

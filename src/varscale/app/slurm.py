@@ -70,8 +70,9 @@ class RunInJob:
         """Run to the end. Raises ``RunFailedError``, or leaves the process when the job is requeued or ended."""
         from submitit import JobEnvironment
 
-        first = JobEnvironment().global_rank == 0
-        warning = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")  # before the time limit, or preemption
+        environment = JobEnvironment()
+        first = environment.global_rank == 0
+        warning = getattr(signal, f"SIG{environment.USR_SIG}")  # before the time limit, or preemption
         requeue = signal.getsignal(warning)  # submitit's: writes the job anew and requeues it, in the first task
         heard: list[int] = []
         for number in (warning, signal.SIGTERM):
@@ -88,9 +89,13 @@ class RunInJob:
         if heard and code:
             if first:
                 self.job.end(130)
-            if heard[0] == warning and callable(requeue):
+            # SIGTERM alone: cancelled, or preempted by a Slurm that requeues by itself, but only a job that is still
+            # there when its time of grace ends. Either way Slurm kills it; the warning may come after SIGTERM, too.
+            while warning not in heard and environment.cluster == "slurm":
+                time.sleep(_POLL_S)
+            if warning in heard and callable(requeue):
                 requeue(warning, None)  # leaves the process in the first task
-            sys.exit(0)  # ended by SIGTERM: cancelled, or preempted by a Slurm that requeues by itself
+            sys.exit(0)
         if first:
             self.job.end(code)
         if code:
@@ -142,8 +147,9 @@ class SlurmLauncher(SweepLauncher):
             tasks = [executor.submit(self._task(job)) for job in jobs]
         for job, task in zip(jobs, tasks, strict=True):
             job.status = "queued"
-            with atomic_write(job.folder / SLURM_FILE) as file:
-                file.write(f"{task.job_id}\n".encode())
+            if self.settings.cluster == "slurm":
+                with atomic_write(job.folder / SLURM_FILE) as file:
+                    file.write(f"{task.job_id}\n".encode())
         return list(zip(jobs, tasks, strict=True))
 
     def _task(self, job: Job) -> RunInJob:
@@ -164,7 +170,8 @@ class SlurmLauncher(SweepLauncher):
             "name": "varscale",
             "timeout_min": settings.timeout_min,
             "nodes": job.nodes,
-            "tasks_per_node": job.devices,
+            # submitit's local processes know nothing of each other; there the run starts its own for its devices.
+            "tasks_per_node": job.devices if settings.cluster == "slurm" else 1,
             "cpus_per_task": settings.threads_per_job,
             "gpus_per_node": job.devices if job.on_gpu else None,
             "mem_gb": settings.mem_gb,
@@ -175,8 +182,9 @@ class SlurmLauncher(SweepLauncher):
             "slurm_signal_delay_s": settings.signal_delay_s,
             "slurm_array_parallelism": settings.n_jobs or count,
             "slurm_setup": list(settings.setup) or None,
-            # A task that fails takes the others with it; --requeue lets Slurm's own preemption start the job again.
-            "slurm_srun_args": ["--kill-on-bad-exit=1"],
+            # A task that fails takes the others with it. srun takes the cores from sbatch only before Slurm 22.05.
+            "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={settings.threads_per_job}"],
+            # --requeue lets Slurm's own preemption start the job again.
             "slurm_additional_parameters": {"requeue": True, **settings.sbatch},
         }
         executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
@@ -206,7 +214,12 @@ def _settle(job: Job, task: Any) -> None:
     job.read_attempts()
     job.status = job.attempts.outcome or ""
     if not job.status:
-        job.status = "finished" if read_state(job.folder).state == "finished" else f"failed (Slurm says {task.state})"
+        if read_state(job.folder).state == "finished":
+            job.status = "finished"
+        elif task.state.upper().startswith("CANCELLED"):  # by scancel, before it began
+            job.status = "stopped"
+        else:
+            job.status = f"failed (Slurm says {task.state})"
         job.attempts = job.attempts.ended(job.status, crashed=job.crashed)
         job.attempts.write(job.folder)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def main(cfg: DictConfig) -> None:
     folders = run_folders(Path(cfg.paths.runs))
     while True:
         queued = queued_jobs(folders)
-        states = [read_state(folder, queued=folder in queued) for folder in folders]
+        if queued is None:
+            print("squeue does not answer; queued runs are shown as if they were not", file=sys.stderr)
+        states = [read_state(folder, queued=folder in (queued or {})) for folder in folders]
         text = as_json(states) if cfg.status.json else table(states, Path(cfg.paths.runs))
         print(text if every is None or cfg.status.json else f"{_CLEAR}{text}", flush=True)
         if every is None or all(state.state in ("finished", "diverged") for state in states):
