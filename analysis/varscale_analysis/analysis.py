@@ -27,7 +27,7 @@ from varscale_analysis.laws import (
     PowerLaw,
     SaturatingPowerLaw,
 )
-from varscale_analysis.lr import LearningRateScan, several_rates
+from varscale_analysis.lr import one_rate_a_size
 from varscale_analysis.objective import Objective, squares
 from varscale_analysis.offset import ExponentAtOffset, exponent_against_offset
 from varscale_analysis.parametric import ComputeCost
@@ -78,21 +78,23 @@ def analyse(
     table = source if isinstance(source, RunTable) else RunTable.read(Path(source) / "runs.csv")
     if laws is not None and (unknown := [name for name in laws if name not in LAWS]):
         raise ValueError(f"there is no law {', '.join(unknown)}; the laws are {', '.join(LAWS)}")
-    n, attempt, scan = _convention(table, n), Attempts(), None
-    if several_rates(table, n):
-        scan = attempt("learning rates", LearningRateScan.from_table, table, n=n, y=y, bootstrap=bootstrap, seed=seed)
-        table = table if scan is None else scan.at_best(table)
+    n, attempt = _convention(table, n), Attempts()
+    scanned = attempt("learning rates", one_rate_a_size, table, n=n, y=y, bootstrap=bootstrap, seed=seed)
+    table, scans = (table, ()) if scanned is None else scanned
     study = _Study(table, n, y, tokens, objective or squares(), bootstrap, seed, attempt)
     used = study.used
-    fits = study.fits(laws)
-    frontiers = study.frontiers(fits)
+    if scanned is None:
+        attempt.absent["laws, frontiers, hold-out"] = "which rates' runs they may have is not known: see learning rates"
+    fits = {} if scanned is None else study.fits(laws)
+    frontiers = {} if scanned is None else study.frontiers(fits)
     flatness = {
         route: rows[-1]
         for route, frontier in frontiers.items()
         if (rows := attempt(f"flatness by {route}", flatness_of, frontier, _largest(frontier), seed=seed)) is not None
     }
-    prediction, score = study.holdout(fits, holdout, folder) if study.at_one_d else (None, None)
-    exponents = attempt("exponent against E", study.exponents) if study.at_one_d else None
+    settled = study.at_one_d and scanned is not None
+    prediction, score = study.holdout(fits, holdout, folder) if settled else (None, None)
+    exponents = attempt("exponent against E", study.exponents) if settled else None
     per_scale = per_scale_of(used, study.n) if study.at_one_d else {}
     if study.at_one_d and not per_scale:
         attempt.absent["nats per scale"] = "the curves hold no nats_per_token with a scale; collect them with the runs"
@@ -117,7 +119,7 @@ def analyse(
         score=score,
         checks=None if main is None else study.checks(main, frontiers),
         absent=attempt.absent,
-        rates=scan,
+        rates=scans,
     )
 
 
@@ -231,8 +233,10 @@ class _Study:
         return exponent_against_offset(self.used.values(self.n), self.used.values(self.y))
 
     def checks(self, main: LawFit, frontiers: Mapping[str, Frontier]) -> StudyChecks:
-        """The checks of the main law; conventions by the first route that has an N_opt(C)."""
-        route = next((frontier for frontier in frontiers.values() if frontier.n_opt is not None), None)
+        """The checks of the main law; conventions by the first route that has an N_opt(C), by a law if it is that."""
+        by_law = isinstance(main.form, ChinchillaLaw)
+        usable = (f for f in frontiers.values() if f.n_opt is not None and (f.route != "law" or by_law))
+        route = next(usable, None)
         rows = self.used if main.form.fixed_tokens else self.everything
         options: dict[str, Any] = {"bootstrap": self.bootstrap, "seed": self.seed}
         return checks_of(rows, main, route, self.attempt, everything=self.everything, **options)

@@ -22,7 +22,8 @@ from varscale_analysis.units import factor_of, odd_scale, two_units
 # What a map may name besides the columns of runs.csv.
 _MORE = (
     Column("params_nonembed", "1", "count", fitted=True),
-    Column("steps", "step", "count"),  # planned
+    Column("trunk_id", "-", "text"),
+    Column("branch_step", "step", "count"),
     Column("steps_done", "step", "count"),
     Column("budget_flops", "FLOP", "real"),
     Column("budget_tokens", "token", "real"),

@@ -61,6 +61,8 @@ COLUMNS = (
     Column("params_embed", "1", "count"),
     Column("params_head", "1", "count"),
     Column("params_total", "1", "count", fitted=True),
+    Column("steps", "step", "count"),  # planned
+    Column("lr_peak", "1", "real"),
     Column("images_seen", "image", "real", fitted=True),
     Column("unique_images", "image", "real"),
     Column("tokens_seen", "token", "real", fitted=True),

@@ -4,11 +4,12 @@ A law of N takes for granted that no size was held back by its rate. The optimum
 parabola in log rate through the best trained rate and its two neighbours; a best rate without a worse one on a side
 is at an edge: the optimum is there or beyond. A diverged run is worse than any loss.
 
-Shapes: R rates of a size, S sizes, B draws.
+Shapes: R rates of a size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from varscale_analysis.fit import FitError, Floats
 from varscale_analysis.laws.parameter import Parameter
-from varscale_analysis.table import RunTable
+from varscale_analysis.optima import Optimum, fit_optima
+from varscale_analysis.table import TOKENS_TOLERANCE, RunTable
 from varscale_analysis.trend import Estimate, line
 
 RATE = "lr_peak"
@@ -71,6 +73,12 @@ class RateProfile:
         """The trained rate with the lowest loss."""
         return float(self.rate_R[np.argmin(self.loss_R)])
 
+    @property
+    def spacing(self) -> float:
+        """Half the distance between the neighbours of an interior best rate, in log rate."""
+        i = int(np.argmin(self.loss_R))
+        return float(np.log(self.rate_R[i + 1] / self.rate_R[i - 1])) / 2
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the loss of a rate that diverged is None."""
         loss = [float(value) if np.isfinite(value) else None for value in self.loss_R]
@@ -82,17 +90,20 @@ class LearningRateScan:
     """The rates of several sizes at one number of tokens.
 
     Attributes:
-        n, y: convention of N and the loss.
+        n, y: convention of N and the loss. ``at``: the number of tokens in words.
         profiles: one a size, ascending.
+        lost: the sizes of which every run diverged.
         noise: standard deviation of the loss of one run, from seeds; None without repeated seeds.
-        exponent: of the best rate against N, by the interior sizes; None with fewer than two of them. Its interval
-            needs repeated seeds.
+        exponent: of the best rate against N, by the interior sizes; None with fewer than two of them. Its interval is
+            from their scatter about the line, which holds the seeds' noise: Student's t, from three sizes on.
         coefficient: the best rate at N = 1 of that line; None without one.
     """
 
     n: str
     y: str
+    at: str
     profiles: tuple[RateProfile, ...]
+    lost: tuple[float, ...]
     noise: float | None
     exponent: Parameter | None
     coefficient: float | None
@@ -107,18 +118,18 @@ class LearningRateScan:
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> LearningRateScan:
-        """Read the scan of a table: finished runs of one number of tokens, and the diverged ones.
+        """Read the scan of a table: finished runs of one number of tokens, and the diverged ones that belong to them.
 
         Args:
-            bootstrap: redraws of every loss with the noise of the seeds, each with new optima and a new line.
+            bootstrap: redraws of the best rates behind the interval of their exponent.
 
         Raises ``FitError`` without rates, or where no size was trained at two of them; ``RunTableError`` for runs that
         are not comparable or of several numbers of tokens.
         """
         runs = table.comparable(fixed_tokens=True)
         rate_n, n_n, y_n = rates(runs), runs.values(n), runs.values(y)
-        diverged = table.where(_diverged(table))
-        lost_rate, lost_n = rates(diverged), diverged.values(n) if len(diverged) else np.empty(0)
+        diverged = _diverged_beside(table, runs)
+        lost_rate, lost_n = rates(diverged), diverged.values(n)
         profiles, squares, freedom = [], 0.0, 0
         for size in np.unique(n_n):
             mine = n_n == size
@@ -138,13 +149,34 @@ class LearningRateScan:
                 "every size was trained at one peak rate; train it at others, such as sweeps/lr_by_size.yaml"
             )
         noise = float(np.sqrt(squares / freedom)) if freedom else None
-        scan = cls(n, y, tuple(profiles), noise, None, None)
-        return scan._with_line(bootstrap, np.random.default_rng([seed, 5]))
+        lost = tuple(map(float, np.setdiff1d(lost_n, n_n)))
+        exponent, coefficient = _line(profiles, bootstrap, seed)
+        return cls(n, y, runs.at_tokens, tuple(profiles), lost, noise, exponent, coefficient)
 
     @property
     def at_edge(self) -> tuple[RateProfile, ...]:
         """The sizes whose best rate has no worse one on one side."""
         return tuple(profile for profile in self.profiles if profile.edge is not None)
+
+    @property
+    def chosen(self) -> tuple[dict[float, float], str]:
+        """The rate of each size whose runs enter fits, and why it is that.
+
+        The best trained one where every size was trained at several. Where some were trained at one only, their best is
+        not known, and a size tuned better than the others would bend a law: the one rate that all sizes have. Raises
+        ``FitError`` where there is no such rate.
+        """
+        only = [profile for profile in self.profiles if profile.edge == "only"]
+        if not only:
+            return {profile.n: profile.best_trained for profile in self.profiles}, "the best of its size"
+        shared = set.intersection(*(set(profile.rate_R[np.isfinite(profile.loss_R)]) for profile in self.profiles))
+        if not shared:
+            raise FitError(
+                f"{len(only)} of {len(self.profiles)} sizes were trained at one {RATE} only and the others at several, "
+                f"none of which all have ({self.at}); train every size at several, or select the runs of one rate a "
+                "size, such as design=..."
+            )
+        return {profile.n: float(min(shared)) for profile in self.profiles}, "the one that all sizes have"
 
     def predict(self, n: float) -> float:
         """The best rate at size ``n`` by the line. Raises ``FitError`` without one."""
@@ -152,20 +184,11 @@ class LearningRateScan:
             raise FitError("no line of the best rate: fewer than two sizes have an interior optimum; widen the rates")
         return float(self.coefficient * n**self.exponent.value)
 
-    def at_best(self, table: RunTable) -> RunTable:
-        """The table with the usable runs of other rates than the best trained one of their size left out of fits."""
-        best = {profile.n: profile.best_trained for profile in self.profiles}
-        reason = table.rows["exclude_reason"].to_numpy(dtype=object).copy()
-        usable = table.rows.index.isin(table.usable.index)
-        columns = table.rows[self.n].to_numpy(np.float64), rates(table)
-        for i, (size, rate) in enumerate(zip(*columns, strict=True)):
-            if usable[i] and best.get(size, rate) != rate:
-                reason[i] = f"{RATE} {rate:.4g}, the best of its size is {best[size]:.4g}"
-        return replace(table, rows=table.rows.assign(exclude_reason=reason))
-
     def summary(self) -> str:
-        """One line a size, sizes at an edge marked, and the line through the interior optima."""
-        lines = [f"learning rates of {len(self.profiles)} sizes, {len(self.at_edge)} with the best rate at an edge"]
+        """One line a size, sizes at an edge or without a run left marked, and the line through the interior optima."""
+        lines = [
+            f"learning rates of {len(self.profiles)} sizes {self.at}, {len(self.at_edge)} with the best rate at an edge"
+        ]
         for p in self.profiles:
             text = (
                 f"{p.n:>16,.0f}  best {p.best:.3g}, {len(p.rate_R)} rates from {p.rate_R[0]:.3g} to {p.rate_R[-1]:.3g}"
@@ -175,6 +198,7 @@ class LearningRateScan:
             elif p.doubled is not None:
                 text += f"  half or twice costs {p.doubled:.3g}"
             lines.append(text)
+        lines += [f"{size:>16,.0f}  EVERY RATE DIVERGED" for size in self.lost]
         if self.exponent is not None:
             lines.append(f"best rate ~ N^a, {self.exponent}")
         return "\n".join(lines)
@@ -184,26 +208,39 @@ class LearningRateScan:
         exponent = None if self.exponent is None else vars(self.exponent)
         return {**vars(self), "profiles": [profile.to_dict() for profile in self.profiles], "exponent": exponent}
 
-    def _with_line(self, bootstrap: int, rng: np.random.Generator) -> LearningRateScan:
-        interior = [profile for profile in self.profiles if profile.edge is None]
-        if len(interior) < 2:
-            return self
-        x_S = np.log([profile.n for profile in interior])
-        z_S = np.log([profile.best for profile in interior])
-        centre = float(x_S.mean())
-        value, slope, good = line((x_S - centre)[None], z_S[None], np.ones((1, len(x_S))))
-        if not good[0]:
-            return self
-        drawn_B = np.empty(0)
-        if self.noise is not None:
-            z_BS = np.stack([_drawn(profile, self.noise, bootstrap, rng) for profile in interior], axis=1)
-            there = np.isfinite(z_BS)
-            x_BS = np.broadcast_to(x_S - centre, z_BS.shape)
-            _, slope_B, good_B = line(x_BS, np.where(there, z_BS, 0.0), there.astype(np.float64))
-            drawn_B = slope_B[good_B]
-        ends = Estimate.of(float(slope[0]), drawn_B)
-        exponent = Parameter("exponent of the best rate", float(slope[0]), "1", ends.low, ends.high)
-        return replace(self, exponent=exponent, coefficient=float(np.exp(value[0] - slope[0] * centre)))
+
+def one_rate_a_size(
+    table: RunTable,
+    *,
+    n: str = "params_nonembed",
+    y: str = "val_nats_per_token_avg",
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> tuple[RunTable, tuple[LearningRateScan, ...]]:
+    """The table with the usable runs of all but one rate of each size and number of tokens left out of fits.
+
+    Each number of tokens at which a size has several rates is scanned by itself, because the best rate moves with it;
+    the scans come in ascending order of it, none where every size has one rate. ``bootstrap`` and ``seed`` are of
+    ``LearningRateScan.from_table``. Raises as it does, and as ``LearningRateScan.chosen``.
+    """
+    if not several_rates(table, n):
+        return table, ()
+    horizon = _horizons(table)
+    rate_n, size_n = rates(table), table.rows[n].to_numpy(np.float64)
+    reason = table.rows["exclude_reason"].to_numpy(dtype=object).copy()
+    scans = []
+    for members in (horizon == i for i in range(int(horizon.max()) + 1)):
+        # Diverged runs stopped at other numbers of tokens: the scan tells which of them belong to its runs.
+        part = table.where(members | (horizon < 0))
+        if not several_rates(part, n):
+            continue
+        scan = LearningRateScan.from_table(part, n=n, y=y, bootstrap=bootstrap, seed=seed)
+        best, why = scan.chosen
+        for i in np.flatnonzero(members):
+            if rate_n[i] != best[size_n[i]]:
+                reason[i] = f"{RATE} {rate_n[i]:.4g}, {why} is {best[size_n[i]]:.4g}"
+        scans.append(scan)
+    return replace(table, rows=table.rows.assign(exclude_reason=reason)), tuple(scans)
 
 
 def vertex(x_R: Floats, y_R: Floats) -> tuple[float, float | None]:
@@ -226,31 +263,62 @@ def rates(table: RunTable) -> Floats:
     """The peak rate of each row, those that differ by rounding made equal. Raises ``FitError`` where one is missing."""
     if RATE not in table.rows:
         raise FitError(f"the table has no column {RATE}; name it in the map of columns")
-    rate_n = pd.to_numeric(table.rows[RATE], errors="coerce").to_numpy(np.float64)
+    rate_n = table.rows[RATE].to_numpy(np.float64)
     if not (rate_n > 0).all():
         raise FitError(f"{RATE} is not a positive number in {int((~(rate_n > 0)).sum())} rows; leave these rows out")
     return np.array([float(f"{rate:.{_DIGITS}g}") for rate in rate_n], dtype=np.float64)
 
 
 def several_rates(table: RunTable, n: str) -> bool:
-    """Whether some size of the usable runs was trained at several rates."""
+    """Whether some size of the usable runs of one number of tokens was trained at several rates."""
     try:
         rate_n = rates(RunTable(table.usable))
     except FitError:
         return False
-    return bool((pd.Series(rate_n).groupby(table.usable[n].to_numpy()).nunique() > 1).any())
+    horizon = _horizons(table)
+    keys = [horizon[horizon >= 0], table.usable[n].to_numpy()]
+    return bool((pd.Series(rate_n).groupby(keys).nunique() > 1).any())
 
 
-def _diverged(table: RunTable) -> NDArray[np.bool_]:
-    return np.asarray(table.rows["status"].to_numpy(dtype=str) == "diverged")
+def _horizons(table: RunTable) -> NDArray[np.int64]:
+    """Index (rows,) of the number of tokens of each usable run, ascending; -1 for the others."""
+    usable = table.rows.index.isin(table.usable.index)
+    tokens = np.full(len(table), np.nan)
+    if table.has("tokens_seen"):
+        tokens = table.rows["tokens_seen"].to_numpy(np.float64)
+    tokens = np.where(usable, np.nan_to_num(tokens, nan=1.0), np.inf)
+    order = np.argsort(tokens, kind="stable")
+    steps = tokens[order][1:] > tokens[order][:-1] * (1 + TOKENS_TOLERANCE)
+    index = np.empty(len(table), dtype=np.int64)
+    index[order] = np.concatenate([[0], np.cumsum(steps)])
+    return np.where(usable, index, -1)
 
 
-def _drawn(profile: RateProfile, noise: float, draws: int, rng: np.random.Generator) -> Floats:
-    """log of the best rate (B,) with every loss redrawn; NaN where the best is at an edge."""
-    x_R = np.log(profile.rate_R)
-    loss_BR = profile.loss_R + noise / np.sqrt(profile.runs_R) * rng.standard_normal((draws, len(x_R)))
-    out = np.full(draws, np.nan)
-    for b, loss_R in enumerate(loss_BR):
-        if 0 < np.argmin(loss_R) < len(x_R) - 1:
-            out[b], _ = vertex(x_R, loss_R)
-    return out
+def _diverged_beside(table: RunTable, runs: RunTable) -> RunTable:
+    """The diverged rows that are runs of the same scan: not excluded, same tokenizer and data set, as many steps."""
+    keep = (table.rows["status"] == "diverged") & (table.rows["exclude_reason"] == "")
+    names = ["tokenizer_id", "dataset_id", *(["steps"] if runs.has("steps") else [])]
+    for name in names:
+        keep &= table.rows[name].isin(runs.rows[name])
+    return table.where(keep.to_numpy(dtype=bool))
+
+
+def _line(profiles: Sequence[RateProfile], bootstrap: int, seed: int) -> tuple[Parameter | None, float | None]:
+    """Exponent and coefficient of the best rate against N; None with fewer than two interior optima.
+
+    The noise of an optimum is taken from the scatter about the line, which holds more than the noise of the losses. One
+    without a parabola is known to the spacing of the rates only, and is drawn over it, evenly.
+    """
+    interior = [profile for profile in profiles if profile.edge is None]
+    optima = [Optimum(profile.n, profile.best, None, None) for profile in interior]
+    if len(optima) < 2:
+        return None, None
+    rng = np.random.default_rng([seed, 5])
+    trend = fit_optima(optima, np.empty((0, len(optima), 3)), bootstrap=bootstrap, rng=rng).n_opt
+    if trend is None:
+        return None, None
+    width_S = np.array([0.0 if profile.doubled is not None else profile.spacing for profile in interior])
+    moved_BS = width_S * rng.uniform(-0.5, 0.5, (len(trend.draws), len(optima)))
+    x_BS = np.broadcast_to(np.log([profile.n for profile in interior]), moved_BS.shape)
+    ends = Estimate.of(trend.exponent, trend.draws[:, 2] + line(x_BS, moved_BS, np.ones_like(moved_BS))[1])
+    return Parameter("exponent of the best rate", ends.value, "1", ends.low, ends.high), trend.coefficient

@@ -49,7 +49,7 @@ class StudyAnalysis:
         prediction, score: the hold-out; the score is None until the size is measured.
         checks: of the main law; None without one.
         absent: part -> why it is not there.
-        rates: the scan of learning rates; None where every size was trained at one.
+        rates: the scans of learning rates, one a number of tokens; none where every size was trained at one rate.
     """
 
     folder: Path | None
@@ -71,7 +71,7 @@ class StudyAnalysis:
     score: HoldoutScore | None
     checks: StudyChecks | None
     absent: Mapping[str, str]
-    rates: LearningRateScan | None = None
+    rates: tuple[LearningRateScan, ...] = ()
 
     @property
     def main(self) -> LawFit | None:
@@ -90,8 +90,7 @@ class StudyAnalysis:
         head = f"{len(self.table)} runs, {runs} in the fits, {ladder} sizes, {self.at}, FLOP rule {rule}"
         parts = ["\n".join([head, *(f"note: {note}" for note in self.table.notes)])]
         parts.append("\n".join(ladder_table(self.sizes, self.n, self.y)))
-        if self.rates is not None:
-            parts.append(self.rates.summary())
+        parts += [scan.summary() for scan in self.rates]
         parts += [fit.summary() for fit in self.fits.values()]
         if self.prediction is not None:
             parts.append(self.prediction.summary(self.score))
@@ -128,7 +127,7 @@ class StudyAnalysis:
             "score": None if self.score is None else vars(self.score),
             "checks": None if self.checks is None else self.checks.to_dict(),
             "absent": dict(self.absent),
-            "rates": None if self.rates is None else self.rates.to_dict(),
+            "rates": [scan.to_dict() for scan in self.rates],
         }
 
     def write(self, path: Path | str | None = None) -> Path:

@@ -80,6 +80,8 @@ def write_study(
                 "params_embed": embed,
                 "params_head": head,
                 "params_total": token + image + embed + head,
+                "steps": 1200,
+                "lr_peak": 0.01,
                 "images_seen": truth.images,
                 "unique_images": truth.images,
                 "tokens_seen": tokens_end,

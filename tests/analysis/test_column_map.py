@@ -120,6 +120,13 @@ def test_the_rule_6nd_counts_the_size_that_the_package_counts(mapped: Any) -> No
     assert table.values("flops_train") == pytest.approx(6 * (frame["size"] - 1e6) * frame["tokens"])
 
 
+def test_rates_steps_and_trunks_are_columns(mapped: Any, study: Path) -> None:
+    assert len(RunTable.read(study / "runs.csv").select(steps=1200, lr_peak=0.01)) == 14
+    frame = mapped.foreign().assign(rate=["0.01"] * 20, trunk=["a", ""] * 10)
+    table = RunTable.from_frame(frame, {**mapped.columns, "lr_peak": "rate", "trunk_id": "trunk"})
+    assert table.values("lr_peak").tolist() == [0.01] * 20 and table.rows["trunk_id"].tolist() == ["a", ""] * 10
+
+
 def test_an_absent_column_is_named_with_what_there_is(mapped: Any) -> None:
     table = mapped.read(mapped.foreign())
     with pytest.raises(RunTableError, match=r"params_nonembed is empty .*the sizes of this table are params_total"):

@@ -28,9 +28,9 @@ def study_figures(analysis: StudyAnalysis) -> dict[str, tuple[Figure, str]]:
 
 
 def _laws(analysis: StudyAnalysis) -> Iterator[Entry]:
-    if analysis.rates is not None:
-        text = "The loss of every size at its peak rates, and the best rate against N; open where it is at an edge."
-        yield "learning_rates", figures.rates_figure, (analysis.rates,), text
+    for i, scan in enumerate(analysis.rates):
+        text = f"The loss of every size at its peak rates {scan.at}, and the best rate against N; open at an edge."
+        yield "learning_rates" + (f"_{i}" if i else ""), figures.rates_figure, (scan,), text
     by_loss: dict[str, list[LawFit]] = {}
     for fit in analysis.fits.values():
         if len(fit.points.x) == 1:

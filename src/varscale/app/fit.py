@@ -16,6 +16,7 @@ from varscale.records import read_json
 from varscale_analysis import RunTable, SaturatingPowerLaw, analyse, predict_holdout
 from varscale_analysis.fit import FitError
 from varscale_analysis.holdout import PredictionError
+from varscale_analysis.lr import one_rate_a_size
 from varscale_analysis.study import PREDICTION_FILE, StudyAnalysis
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def register_prediction(cfg: DictConfig, folder: Path) -> None:
         return
     law = SaturatingPowerLaw(n=settings.n)
     try:
+        table, _ = one_rate_a_size(table, n=settings.n, y=settings.y)
         prediction = predict_holdout(
             table, law, target, y=settings.y, seeds=seeds, bootstrap=settings.bootstrap, seed=settings.seed
         )
