@@ -159,7 +159,8 @@ def train(
             trainer.fit(task, loader, ckpt_path=None if checkpoint is None else checkpoint.path, weights_only=True)
         except (SystemExit, DivergedError) as error:
             ended = type(error).__name__
-    return {"images": images, "ended": ended, "first": first} | tensors(task)
+    mesh = task.device_mesh and task.device_mesh.ndim
+    return {"images": images, "ended": ended, "first": first, "mesh": mesh} | tensors(task)
 
 
 def tensors(task: GeneratorTask) -> dict[str, Any]:
@@ -314,6 +315,7 @@ def test_one_process_is_asked_to_stop_and_all_do_at_the_same_step(runs: Compared
     assert read_run(runs.root / "sharded").status == "stopped"
     newest = described(runs.root / "sharded" / CHECKPOINTS)[-1]
     assert newest.step == 3 and newest.path.is_dir() and newest.flaw() is None
+    assert [rank["mesh"] for rank in runs.ended] == [1, 1]
 
 
 def test_shards_of_two_processes_continue_on_four(runs: Compared) -> None:

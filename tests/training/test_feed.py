@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from varscale.cache.reader import TokenCache
 from varscale.cache.writer import write_cache
 from varscale.data.dead_leaves import DeadLeaves
 from varscale.data.source import ImageBatch, Split
 from varscale.tokenizers.autoencoder import VQAutoencoder
+from varscale.tokenizers.tokens import TokenBatch
 from varscale.training.feed import CacheFeed, ImageFeed
 
 IMAGES, BATCH, SEED = 12, 5, 3
@@ -80,3 +83,17 @@ def test_one_crop_keeps_the_order_there_was(tokenizer: VQAutoencoder, tmp_path: 
     feed = cached(tokenizer, tmp_path, 1)
     order = np.array([7, 6, 3, 2, 9, 0, 1, 5, 11, 4, 8, 10, 9, 7, 2])  # written down when caches had one draw
     assert torch.equal(ids_of(feed, 3), feed.cache.batch("train", order).ids_BL)
+
+
+def test_batches_for_a_gpu_are_pinned(
+    tokenizer: VQAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = cached(tokenizer, tmp_path, 1)
+    for feed in (plain, ImageFeed(Augmented(), tokenizer)):
+        for pinned in (False, True):
+            loader = replace(feed, pin_memory=pinned).training(seed=SEED, batch=BATCH, first_step=0, last_step=1)
+            assert loader.pin_memory == pinned
+    moved: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: moved.append(self) or self)
+    batch = plain.cache.batch("train", np.arange(2))
+    assert isinstance(pin_memory(batch), TokenBatch) and len(moved) == 2  # as the DataLoader does

@@ -29,6 +29,7 @@ from varscale.training import saving
 from varscale.training.averages import PowerAverage
 from varscale.training.checkpoints import Checkpoints
 from varscale.training.health import DIVERGED_FILE, DivergedError, write_divergence
+from varscale.training.recorder import Recorder
 from varscale.training.saving import Saving
 
 
@@ -271,6 +272,35 @@ def test_divergence_is_recorded(tiny: Any, tmp_path: Path, stored: TokenCache, t
     with pytest.raises(DivergedError, match=r"loss at step 0 is nan; lower optim\.lr"):
         tiny.train(tmp_path, task, stored)
     assert read_run(tmp_path).status == "diverged"
+
+
+def test_weights_that_are_not_finite_beside_a_finite_average_diverge(
+    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder
+) -> None:
+    task = tiny.task(tokenizer, average_gamma=9.0)
+    step = task.optimizer_step
+
+    def spoils(*arguments: Any, **settings: Any) -> None:
+        step(*arguments, **settings)
+        with torch.no_grad():
+            task.model.head.weight.fill_(float("nan"))
+
+    task.optimizer_step = spoils  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match=r"nats_per_token_avg \(val_raw\) after step 0 is nan; lower optim\.lr"):
+        tiny.train(tmp_path, task, stored)
+    assert read_run(tmp_path).status == "diverged"
+
+
+def test_rows_that_cannot_be_written_fail_after_what_all_processes_do(
+    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharded weights are gathered by all of them: one that had failed before would leave the others waiting."""
+    gathered = []
+    monkeypatch.setattr("varscale.training.recorder.whole_weights", lambda model: gathered.append(model))
+    monkeypatch.setattr(Recorder, "write_rows", lambda self: False)
+    with pytest.raises(OSError, match="lacks its last rows"):
+        tiny.train(tmp_path, tiny.task(tokenizer), stored)
+    assert len(gathered) == 1
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient"])

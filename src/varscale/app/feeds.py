@@ -18,13 +18,14 @@ from varscale.training.feed import CacheFeed, Feed, ImageFeed
 
 def open_feed(cfg: DictConfig, tokenizer: VQAutoencoder) -> Feed:
     """The run's tokens, from the study's cache or from images."""
+    on_gpu = cfg.trainer.accelerator == "gpu"
     if cfg.train.source == "cache":
         check_data(cfg)
         cache = TokenCache.open(Path(cfg.paths.cache), tokenizer=tokenizer)
         check_form(cfg, cache)
-        return CacheFeed(cache, tokenizer)
+        return CacheFeed(cache, tokenizer, on_gpu)
     if cfg.train.source == "images":
-        return ImageFeed(build_source(cfg), tokenizer, cfg.trainer.workers)
+        return ImageFeed(build_source(cfg), tokenizer, cfg.trainer.workers, on_gpu)
     raise ConfigError(f"train.source is {cfg.train.source!r}; it must be cache or images")
 
 

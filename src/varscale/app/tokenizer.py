@@ -97,6 +97,7 @@ def main(cfg: DictConfig) -> None:
         first_step=first_step,
         last_step=steps,
         workers=cfg.trainer.workers,
+        pin_memory=cfg.trainer.accelerator == "gpu",
         share=Share(rank, world),
     )
     batches = val_batches(source, batch=cfg.stage1.batch, limit=cfg.stage1.val_images)

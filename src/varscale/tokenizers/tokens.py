@@ -29,3 +29,8 @@ class TokenBatch:
         return TokenBatch(
             self.ids_BL.to(device, non_blocking=True), self.labels_B.to(device, non_blocking=True), inputs
         )
+
+    def pin_memory(self) -> TokenBatch:
+        """The batch in page-locked memory; the DataLoader calls this."""
+        inputs = None if self.inputs_BNC is None else self.inputs_BNC.pin_memory()
+        return TokenBatch(self.ids_BL.pin_memory(), self.labels_B.pin_memory(), inputs)

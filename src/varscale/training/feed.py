@@ -81,6 +81,7 @@ class CacheFeed:
 
     cache: TokenCache
     tokenizer: VQAutoencoder
+    pin_memory: bool = False  # for a GPU: copies to it then wait for nothing
 
     @property
     def num_classes(self) -> int:
@@ -107,7 +108,9 @@ class CacheFeed:
     ) -> DataLoader[TokenBatch]:
         """A ``TokenBatch`` for each part of the share; reading a cache needs no workers."""
         steps = StepTokens(self.cache, seed, share.batch(batch))
-        return DataLoader(steps, batch_size=None, sampler=Steps(first_step, last_step, share), collate_fn=as_it_is)
+        sampler = Steps(first_step, last_step, share)
+        pinned = self.pin_memory
+        return DataLoader(steps, batch_size=None, sampler=sampler, collate_fn=as_it_is, pin_memory=pinned)
 
     def held_out(self, *, batch: int, limit: int | None) -> Batches[TokenBatch]:
         """The cached validation images in order, or the first ``limit``."""
@@ -122,6 +125,7 @@ class ImageFeed:
     source: ImageSource
     tokenizer: VQAutoencoder
     workers: int = 0
+    pin_memory: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -149,8 +153,16 @@ class ImageFeed:
         self, *, seed: int, batch: int, first_step: int, last_step: int, share: Share = ALONE
     ) -> DataLoader[ImageBatch]:
         """An ``ImageBatch`` for each part of the share."""
-        steps = {"first_step": first_step, "last_step": last_step}
-        return train_loader(self.source, seed=seed, batch=batch, **steps, workers=self.workers, share=share)
+        return train_loader(
+            self.source,
+            seed=seed,
+            batch=batch,
+            first_step=first_step,
+            last_step=last_step,
+            workers=self.workers,
+            pin_memory=self.pin_memory,
+            share=share,
+        )
 
     def held_out(self, *, batch: int, limit: int | None) -> Batches[ImageBatch]:
         """The validation images in order, or the first ``limit``."""

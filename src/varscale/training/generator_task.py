@@ -109,7 +109,7 @@ class GeneratorTask(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are frozen dataclasses of tensors."""
-        return batch.to(device)
+        return batch.to(device) if isinstance(batch, TokenBatch) else batch.to(device, non_blocking=True)
 
     def training_step(self, batch: ImageBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Mean nats a token over all L tokens of the batch; in a stage of fewer scales their share of it."""

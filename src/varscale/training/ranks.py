@@ -38,10 +38,10 @@ def mean_of_all(values: Tensor) -> Tensor:
     return total
 
 
-def agreed(wish: bool, *, by_all: bool = False) -> bool:
-    """Whether one process of the run (``by_all``: every one) wants it; the same answer in all of them."""
+def largest(wish: int) -> int:
+    """The largest of the numbers that the processes of the run give; the same answer in all of them."""
     if place()[1] == 1:
         return wish
-    votes = torch.tensor(int(wish))
-    dist.all_reduce(votes, dist.ReduceOp.MIN if by_all else dist.ReduceOp.MAX)
-    return bool(votes)
+    votes = torch.tensor(wish)
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return int(votes)

@@ -147,11 +147,13 @@ class Recorder(lightning.Callback):
         if task.average is not None:
             measured["val_raw"] = self.evaluate(task, task.model).curve_values()
         task.train()
-        if not np.isfinite(held_out.nats_avg):
-            raise DivergedError(
-                f"the held-out loss after step {step - 1} is {held_out.nats_avg}; lower {task.health.rate}",
-                **{"step": step - 1, "loss": None, "grad_norm": None},
-            )
+        # Looked at by all processes: the curve, which refuses such a value, is written by the first one only.
+        for split, name, value in ((split, name, value) for split, rows in measured.items() for name, _, value in rows):
+            if not np.isfinite(value):
+                raise DivergedError(
+                    f"{name} ({split}) after step {step - 1} is {value}; lower {task.health.rate}",
+                    **{"step": step - 1, "loss": None, "grad_norm": None},
+                )
         if self.writes:
             self.unwritten.append({"step": step, **axes, "values": measured})
         self.write_rows()
@@ -220,9 +222,9 @@ class Recorder(lightning.Callback):
         finished = trainer.global_step >= self.run.steps
         if finished:
             assert isinstance(pl_module, GeneratorTask)
+            weights = whole_weights(pl_module.evaluated)  # of all processes: before one of them may fail
             if not self.write_rows():
                 raise OSError(f"{self.curve.path} lacks its last rows; free some space and launch the run again")
-            weights = whole_weights(pl_module.evaluated)
             if self.writes:
                 save_weights(self.folder, weights)
         self.close(trainer, "finished" if finished else "stopped")

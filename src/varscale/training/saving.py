@@ -18,10 +18,11 @@ import lightning
 import torch
 
 from varscale.training.checkpoints import Checkpoints
-from varscale.training.ranks import agreed
+from varscale.training.ranks import largest
 
 SHARE = 0.01  # of the time that checkpoints may take
 LEAST_S = 10.0  # seconds between two of them
+_GO_ON, _SAVE, _STOP = range(3)  # what a process wants at the start of a step; the most that one wants is done
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +62,7 @@ class Saving(lightning.Callback):
         self.started = time.monotonic() if started is None else started
         self.saved_step = 0
         self.saved_at = self.step_at = 0.0
-        self.slowest_step_s = self.slowest_save_s = self.last_save_s = self.saving_s = 0.0
+        self.slowest_step_s = self.slowest_save_s = self.last_save_s = 0.0
         self.interrupted = False
         self.random: dict[str, torch.Tensor] = {}
         self.handlers: dict[int, Any] = {}
@@ -117,7 +118,9 @@ class Saving(lightning.Callback):
         now = time.monotonic()
         self.slowest_step_s, self.step_at = max(self.slowest_step_s, now - self.step_at), now
         late = self.out_of_time(now)
-        if agreed(self.interrupted or late):  # any of the processes
+        due = self.checkpoints.stays(trainer.global_step) or self.due(trainer.global_step, now)
+        wish = largest(_STOP if self.interrupted or late else _SAVE if due else _GO_ON)
+        if wish == _STOP:
             self.save(trainer)
             if late and not self.interrupted:
                 log.warning(
@@ -125,7 +128,7 @@ class Saving(lightning.Callback):
                     *(trainer.global_step, self.limit_key, self.limit_hours),
                 )
             raise KeyboardInterrupt
-        if self.checkpoints.stays(trainer.global_step) or agreed(self.due(trainer.global_step, now)):
+        if wish == _SAVE:
             self.save(trainer)
             self.step_at = time.monotonic()
 
@@ -150,13 +153,12 @@ class Saving(lightning.Callback):
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Write a checkpoint of the steps done, once. Raises ``DivergedError`` when their state is not healthy."""
-        if trainer.global_step <= self.saved_step or not agreed(self.ready(), by_all=True):
+        if trainer.global_step <= self.saved_step or largest(not self.ready()):
             return
         started = time.monotonic()
         trainer.save_checkpoint(self.checkpoints.path(trainer.global_step))
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         self.last_save_s = self.saved_at - started
-        self.saving_s += self.last_save_s
         self.slowest_save_s = max(self.slowest_save_s, self.last_save_s)
 
     def release(self) -> None:

@@ -13,8 +13,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.distributed.device_mesh import DeviceMesh
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,6 +78,18 @@ class Sharded(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=PATIENCE,
         )
+
+    def setup_environment(self) -> None:
+        """The processes and their mesh, of one dimension.
+
+        Lightning's has a second one of size 1, for a tensor parallelism that is not used; with several backends torch
+        may fail to split the group of a bound device for it (pytorch issue 159200).
+        """
+        ParallelStrategy.setup_environment(self)
+        self._setup_distributed()
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",))
+        assert self.lightning_module is not None
+        self._device_mesh = self.lightning_module._device_mesh = mesh
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write all shards aside; rank 0 then describes and renames them."""
