@@ -205,15 +205,24 @@ def diverged(folder: Path, run_id: str) -> bool:
 
 def command(program: Sequence[str], hydra: DictConfig, job: Job) -> list[str]:
     """The command line of a job."""
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     quoted = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
+    return command_line(program, hydra, [*job.overrides, f"hydra.run.dir='{quoted}'"], without=_OF_THE_SWEEP)
+
+
+def command_line(
+    program: Sequence[str], hydra: DictConfig, overrides: Sequence[str], *, without: tuple[str, ...]
+) -> list[str]:
+    """``program`` with the verb of Hydra's node ``hydra``, its --config-dir and hydra overrides, and ``overrides``.
+
+    Hydra's overrides that begin with one of ``without`` are left out.
+    """
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [
         *program,
         hydra.job.config_name,
         *(part for folder in folders for part in ("--config-dir", folder)),
-        *(override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(_OF_THE_SWEEP)),
-        *job.overrides,
-        f"hydra.run.dir='{quoted}'",
+        *(override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(without)),
+        *overrides,
     ]
 
 

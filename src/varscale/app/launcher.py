@@ -39,7 +39,7 @@ from varscale.app.jobs import (
     table,
 )
 from varscale.app.lock import hold
-from varscale.app.processes import available_cores, spawn, stop
+from varscale.app.processes import GRACE_S, available_cores, spawn, stop
 from varscale.app.run_state import progress
 
 _POLL_S = 0.1
@@ -52,7 +52,7 @@ class ProcessesConf(LauncherConf):
     """The settings of the launcher, under ``hydra.launcher``."""
 
     _target_: str = f"{PLUGIN_MODULE}.ProcessesLauncher"
-    grace_s: float = 60.0  # seconds a run gets after Ctrl-C to write its checkpoint
+    grace_s: float = GRACE_S  # seconds a run gets after Ctrl-C to write its checkpoint
 
 
 class SweepLauncher(Launcher):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PARENT_VARIABLE = "VARSCALE_PARENT_PID"
+GRACE_S = 90.0  # for a process to finish its step, write its checkpoint and leave
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

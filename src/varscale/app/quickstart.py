@@ -15,9 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from varscale.app.config import ConfigError
-from varscale.app.processes import describe_exit, spawn, stop
-
-GRACE_S = 90.0  # for a verb to pass an interruption on and write its checkpoints
+from varscale.app.processes import GRACE_S, describe_exit, spawn, stop
 
 
 class VerbError(ConfigError):

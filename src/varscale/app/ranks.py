@@ -9,6 +9,7 @@ MASTER_PORT of the first and NODE_RANK = 0, 1, ... in the environment.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,11 +24,12 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.fabric.strategies.ddp import DDPStrategy
 from omegaconf import DictConfig
 
+from varscale.app.build import device_of
 from varscale.app.config import ConfigError
-from varscale.app.processes import available_cores, describe_exit, spawn, stop
+from varscale.app.jobs import INTERRUPTED, command_line
+from varscale.app.processes import GRACE_S, available_cores, describe_exit, spawn, stop
 
 LONGEST_WAIT = timedelta(days=30)  # of a process for a slower one
-GRACE_S = 5.0  # for a process to leave after an interruption: what it has finished is on disk already
 _POLL_S = 0.1
 _TAIL_BYTES = 2000
 
@@ -48,9 +50,10 @@ def join(cfg: DictConfig, *, backend: str = "gloo", timeout: timedelta = LONGEST
         None in a command that had to start the processes itself, once they have done the work.
 
     Raises:
-        ConfigError: if the devices and machines are not those of the scheduler.
+        ConfigError: if there is no GPU where one is asked for, or the devices and machines are not the scheduler's.
         RankError: if a process failed.
     """
+    device_of(cfg)
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     if devices < 1 or nodes < 1:
         raise ConfigError(f"trainer.devices={devices} and trainer.num_nodes={nodes} must be at least 1")
@@ -75,13 +78,7 @@ def _run_ranks(count: int, folder: Path) -> None:
     """Run this command line in ``count`` processes. The first speaks here, the others into files in ``folder``."""
     hydra = HydraConfig.get()
     verb = hydra.job.config_name
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    command = [
-        *(sys.executable, "-m", "varscale", verb),
-        *(part for path in folders for part in ("--config-dir", path)),
-        *(override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")),
-        *hydra.overrides.task,
-    ]
+    command = command_line([sys.executable, "-m", "varscale"], hydra, hydra.overrides.task, without=("hydra.mode",))
     port = os.environ.get("MASTER_PORT", str(find_free_network_port()))
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, available_cores() // count)
     consoles = [None, *(folder / f"{verb}-process-{number}.log" for number in range(2, count + 1))]
@@ -96,18 +93,24 @@ def _run_ranks(count: int, folder: Path) -> None:
     finally:
         stop(processes, grace_s=GRACE_S)
     for number, (code, console) in enumerate(zip(codes, consoles, strict=True), start=1):
-        if code == 130:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise RankError(f"process {number} of {count} ended with {describe_exit(code)}; {_said(console)}")
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes once all have ended, or one has failed (None for those that still run then)."""
+    """The exit codes once all have ended, or one has failed (None for those that still run then).
+
+    Where one was interrupted all stop at its step, and get time to leave by themselves: the first one writes most.
+    """
+    deadline = math.inf
     while True:
         codes = [process.poll() for process in processes]
-        if any(codes) or None not in codes:
+        if None not in codes or set(codes) - {None, 0, INTERRUPTED} or time.monotonic() > deadline:
             return codes
+        if INTERRUPTED in codes:
+            deadline = min(deadline, time.monotonic() + GRACE_S)
         time.sleep(_POLL_S)
 
 
