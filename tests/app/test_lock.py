@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from varscale.app import lock, train
+from varscale.app import cache, lock, tokenizer, train
 from varscale.app.lock import LOCK_FILE, LockedError, hold, holder
 
 HOLD = """
@@ -103,3 +103,24 @@ def test_a_run_is_not_trained_twice_at_once(tmp_path: Path, monkeypatch: pytest.
     assert trained == []
     train.main(cfg)
     assert trained == [tmp_path]
+    answers = iter([False, True])  # another process finishes it while this one comes to the lock
+    monkeypatch.setattr(train, "finished", lambda cfg, folder: next(answers))
+    train.main(cfg)
+    assert trained == [tmp_path]
+
+
+def test_tokenizer_and_cache_are_not_written_twice_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {"tokenizer": str(tmp_path / "tokenizer"), "cache": str(tmp_path / "cache")}
+    cfg = OmegaConf.create({"trainer": {"accelerator": "cpu", "threads": None}, "paths": paths})
+    written: list[Path] = []
+    for verb in (tokenizer, cache):
+        monkeypatch.setattr(verb, "join", lambda cfg, **how: SimpleNamespace(is_global_zero=True))
+    monkeypatch.setattr(tokenizer, "stage1_identity", lambda cfg: "id")
+    monkeypatch.setattr(tokenizer, "train_tokenizer", lambda cfg, folder, identity: written.append(folder))
+    monkeypatch.setattr(cache, "encode", lambda cfg, folder, fabric: written.append(folder))
+    for verb, what in ((tokenizer, "being trained"), (cache, "being written")):
+        folder = Path(paths[verb.__name__.rpartition(".")[2]])
+        with hold(folder / LOCK_FILE, what="x", remedy="y"), pytest.raises(LockedError, match=f"is {what} by process"):
+            verb.main(cfg)
+        verb.main(cfg)
+    assert written == [tmp_path / "tokenizer", tmp_path / "cache"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
+from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from varscale.app.build import build_source, device_of, use_threads
 from varscale.app.config import ConfigError
 from varscale.app.identity import SOURCE_FILE, data_identity
+from varscale.app.lock import LOCK_FILE, hold
 from varscale.app.ranks import join
 from varscale.cache.writer import write_cache
 from varscale.data.source import ImageSource
@@ -26,6 +29,16 @@ def main(cfg: DictConfig) -> None:
     fabric = join(cfg)
     if fabric is None:
         return
+    folder = Path(cfg.paths.cache)
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            remedy = "wait for it, or end it; a cache is never written twice at once"
+            held.enter_context(hold(folder / LOCK_FILE, what=f"the cache in {folder} is being written", remedy=remedy))
+        encode(cfg, folder, fabric)
+
+
+def encode(cfg: DictConfig, folder: Path, fabric: Fabric) -> None:
+    """Write the cache as one of the processes of ``fabric``."""
     tokenizer, source = load_tokenizer(Path(cfg.paths.tokenizer)), build_source(cfg)
     if source.resolution != tokenizer.resolution:
         raise ConfigError(
@@ -35,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     manifest = write_cache(
         tokenizer.to(fabric.device),
         source,
-        Path(cfg.paths.cache),
+        folder,
         train_images=images(source, "train", cfg.cache.train_images),
         val_images=images(source, "val", cfg.cache.val_images),
         crops=cfg.cache.crops,
@@ -48,11 +61,11 @@ def main(cfg: DictConfig) -> None:
     )
     if not fabric.is_global_zero:
         return
-    write_json(Path(cfg.paths.cache) / SOURCE_FILE, {"data_id": data_identity(cfg)})
+    write_json(folder / SOURCE_FILE, {"data_id": data_identity(cfg)})
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.images.items())
     crops = f" ({manifest.crops} crops of each training image)" if manifest.crops > 1 else ""
     log.info("%s images%s of %s as %s tokens each in %s", counts, crops, source.name,
-             manifest.scale_schedule.num_tokens, cfg.paths.cache)  # fmt: skip
+             manifest.scale_schedule.num_tokens, folder)  # fmt: skip
 
 
 def images(source: ImageSource, split: str, wanted: int | None) -> int:

@@ -9,6 +9,7 @@ import csv
 import io
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from varscale.app.build import build, build_source, build_tokenizer, device_of, use_threads
 from varscale.app.config import ConfigError
 from varscale.app.identity import TOKENIZER_FILE, stage1_identity
+from varscale.app.lock import LOCK_FILE, hold
 from varscale.app.ranks import join
 from varscale.cache.ranks import place
 from varscale.data.loader import Share, as_it_is, train_loader, val_batches
@@ -55,6 +57,17 @@ def main(cfg: DictConfig) -> None:
         return
     if join(cfg, backend=backend(cfg.trainer.accelerator), timeout=PATIENCE) is None:
         return  # the processes that it started have trained it
+    with ExitStack() as held:
+        if place()[0] == 0:
+            remedy = "wait for it, or end it; a tokenizer is never trained twice at once"
+            what = f"the tokenizer in {folder} is being trained"
+            held.enter_context(hold(folder / LOCK_FILE, what=what, remedy=remedy))
+        if not from_first(lambda: finished(folder, identity)):  # in the meantime
+            train_tokenizer(cfg, folder, identity)
+
+
+def train_tokenizer(cfg: DictConfig, folder: Path, identity: str) -> None:
+    """Train, measure and store the tokenizer, continuing from the newest whole checkpoint."""
     started = time.monotonic()
     rank, world = place()
     use_threads(cfg)

@@ -63,7 +63,8 @@ def main(cfg: DictConfig) -> None:
         if place()[0] == 0:
             remedy = "wait for it, or end it; a run is never trained twice at once"
             held.enter_context(hold(folder / LOCK_FILE, what=f"{folder} is being trained", remedy=remedy))
-        run_training(cfg, folder)
+        if not from_first(lambda: finished(cfg, folder)):  # in the meantime
+            run_training(cfg, folder)
 
 
 def run_training(cfg: DictConfig, folder: Path) -> None:
