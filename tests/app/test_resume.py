@@ -267,8 +267,9 @@ def branch_of(trunk: str, step: int | None = None) -> dict[str, Any]:
 def test_a_branch_is_a_run_from_scratch(cfg: DictConfig, trunk: Run, steps: int, cooldown: float, start: int) -> None:
     changes = {"train.steps": steps, "optim.cooldown": cooldown, **CONSTANT}
     assert train(cfg, f"straight_{steps}", changes)
-    assert train(cfg, f"branch_{steps}", {**changes, **branch_of("trunk")})
     straight, branch = (run_folder(cfg, f"{kind}_{steps}") for kind in ("straight", "branch"))
+    budget = {"train.budget_flops": read_run(straight).flops_train}  # of one horizon: the trunk has none
+    assert train(cfg, f"branch_{steps}", {**changes, **branch_of("trunk"), **budget})
     assert_same_weights(straight, branch)
     for split in ("val", "val_raw"):
         assert rows(branch, split=split) == rows(straight, after=start, split=split) != []
@@ -291,12 +292,19 @@ def test_a_branch_may_leave_the_average_behind(cfg: DictConfig, trunk: Run) -> N
 
 
 def test_an_interrupted_branch_continues(cfg: DictConfig, trunk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its trunk, whose checkpoints may have been removed by then."""
     changes = {"train.steps": 9, "optim.cooldown": 0.33, **CONSTANT, **branch_of("trunk", 6)}
+    assert train(cfg, "unbroken_branch", changes)
     with monkeypatch.context() as patch:
         interrupted_at(patch, 7)
         assert not train(cfg, "broken_branch", changes)
-    assert train(cfg, "broken_branch", changes)
-    assert train(cfg, "unbroken_branch", changes)
+    run_folder(cfg, "trunk").rename(run_folder(cfg, "trunk").with_name("away"))
+    try:
+        assert train(cfg, "broken_branch", changes)
+    finally:
+        (Path(cfg.paths.runs) / "away").rename(Path(cfg.paths.runs) / "trunk")
+    record = read_run(run_folder(cfg, "broken_branch"))
+    assert (record.trunk_id, record.branch_step) == (trunk.run_id, 6)
     broken, unbroken = (run_folder(cfg, f"{kind}_branch") for kind in ("broken", "unbroken"))
     assert_same_weights(broken, unbroken)
     assert rows(broken) == rows(unbroken)
@@ -312,6 +320,11 @@ def test_an_interrupted_branch_continues(cfg: DictConfig, trunk: Run, monkeypatc
         ({**branch_of("trunk"), "seed": 4}, "seed is 0, not 4"),
         ({**branch_of("trunk"), "train.average": {"kind": "power", "gamma": 5.0}}, "train.average.gamma is 9"),
         ({**branch_of("trunk"), "optim.warmup_length": 4}, "at step 1 the trunk"),
+        # Held to step 5: it is the branch's own first step that would take another rate.
+        (
+            {**branch_of("trunk", 6), "optim.schedule": "linear", "optim.cooldown": None, "optim.hold": 0.4},
+            "at step 6 the",
+        ),
         ({"train.average": {"kind": "ema", "gamma": 1}}, "the only average is power"),
         ({"train.keep_steps": ["a"]}, "train.keep_steps"),
         ({"train.checkpoint_every": 0}, "train.checkpoint_every is 0"),
@@ -322,6 +335,17 @@ def test_an_interrupted_branch_continues(cfg: DictConfig, trunk: Run, monkeypatc
 def test_bad_settings(cfg: DictConfig, trunk: Run, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(cfg, "bad", {"train.steps": 9, "optim.cooldown": 0.33, **CONSTANT, **changes})
+
+
+def test_checkpoints_beside_other_settings_are_not_branched_off(cfg: DictConfig, trunk: Run) -> None:
+    path = run_folder(cfg, "trunk") / CONFIG_FILE
+    before = path.read_text()
+    path.write_text(before.replace("steps: 12", "steps: 13"))
+    try:
+        with pytest.raises(ValueError, match=f"settings of run .*, but checkpoints of {trunk.run_id}; launch it again"):
+            train(cfg, "of_two_minds", {"train.steps": 9, "optim.cooldown": 0.33, **CONSTANT, **branch_of("trunk")})
+    finally:
+        path.write_text(before)
 
 
 def test_a_damaged_trunk_is_not_used(cfg: DictConfig, trunk: Run) -> None:

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from varscale.app.build import build_optim
 from varscale.app.config import ConfigError
-from varscale.app.identity import CONFIG_FILE, scientific
+from varscale.app.identity import CONFIG_FILE, identify, scientific
 from varscale.records import RecordError, read_run
 from varscale.training.checkpoints import CHECKPOINTS, Checkpoint, Owner, described
 
 # What may differ: the end of the run, when it is measured, and what is compared step by step.
-_FREE = ("train.steps", "train.branch", "train.evaluations", "train.val_images")
+_FREE = ("train.steps", "train.branch", "train.evaluations", "train.val_images", "train.budget_flops")
 _RATE = (
     "warmup",
     "warmup_start",
@@ -42,12 +42,12 @@ class Trunk:
     Attributes:
         run_id: of the trunk.
         step: steps that the trunk has done there.
-        checkpoint: of that step; not verified.
+        checkpoint: of that step; not verified. None where it is no longer needed.
     """
 
     run_id: str
     step: int
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None = None
 
 
 def branch_step(cfg: DictConfig) -> int:
@@ -66,6 +66,22 @@ def branch_step(cfg: DictConfig) -> int:
             f"starts from step 1 to {last}, where its rate begins to fall"
         )
     return step
+
+
+def recorded_trunk(cfg: DictConfig, folder: Path) -> Trunk | None:
+    """The trunk that the branch in ``folder`` has started from, by its own record; None where that does not say.
+
+    The trunk itself may be gone once a branch has checkpoints of its own.
+    """
+    if cfg.train.branch is None:
+        return None
+    try:
+        run = read_run(folder)
+    except RecordError:
+        return None
+    if run.run_id != identify(cfg) or run.trunk_id is None:
+        return None
+    return Trunk(run.trunk_id, branch_step(cfg))
 
 
 def trunk_of(cfg: DictConfig, owner: Owner) -> Trunk | None:
@@ -93,7 +109,12 @@ def trunk_of(cfg: DictConfig, owner: Owner) -> Trunk | None:
         raise ConfigError(f"the trunk {folder} cannot be read ({error}); {launch}") from None
     assert isinstance(trunk, DictConfig)
     check_settings(trunk, cfg, step, folder)
-    found = described(folder / CHECKPOINTS)
+    found, its_id = described(folder / CHECKPOINTS), identify(trunk)
+    if others := {checkpoint.owner.run_id for checkpoint in found} - {its_id}:
+        raise ConfigError(
+            f"the trunk {folder} has the settings of run {its_id}, but checkpoints of {', '.join(sorted(others))}; "
+            "launch it again, which says how to go on"
+        )
     checkpoint = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
     if checkpoint is None:
         there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
@@ -107,7 +128,7 @@ def trunk_of(cfg: DictConfig, owner: Owner) -> Trunk | None:
     ):
         if mine != its:
             raise ConfigError(f"the trunk {folder} was trained with the {what} {its}, not {mine}; train it again")
-    return Trunk(run.run_id, step, checkpoint)
+    return Trunk(its_id, step, checkpoint)
 
 
 def check_settings(trunk: DictConfig, branch: DictConfig, step: int, folder: Path) -> None:
@@ -126,7 +147,7 @@ def check_settings(trunk: DictConfig, branch: DictConfig, step: int, folder: Pat
             f"the trunk {folder} is another run: {'; '.join(different)}; branch off one of these settings"
         )
     optims = (build_optim(trunk), trunk.train.steps), (build_optim(branch), branch.train.steps)
-    for at in range(step):
+    for at in range(step + 1):  # the branch's first step too takes the rate that the trunk had set for it
         rates, decays = zip(*((o.factor(at, steps), o.weight_decay_at(at, steps)) for o, steps in optims), strict=True)
         if rates[0] != rates[1] or decays[0] != decays[1]:
             raise ConfigError(

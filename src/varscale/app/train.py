@@ -11,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from varscale.app.branch import trunk_of
+from varscale.app.branch import recorded_trunk, trunk_of
 from varscale.app.build import (
     arithmetic,
     build_average,
@@ -108,13 +108,17 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
 
     owner = Owner(identity, feed.dataset_fingerprint, tokenizer.fingerprint)
     checkpoints = Checkpoints(folder, owner, keep=cfg.train.keep, keep_steps=keep_steps(cfg))
-    trunk = trunk_of(cfg, owner)
     # Not that of the last step, which a trunk keeps: nothing would be left to do there, and the run never finish.
     checkpoint = from_first(lambda: checkpoints.newest(before=steps))
+    trunk = None if checkpoint is None else recorded_trunk(cfg, folder)
+    if trunk is None:
+        trunk = trunk_of(cfg, owner)
     if rank == 0:
         write_config(cfg, folder)  # not before: the folder may hold another run's checkpoints
     if checkpoint is None and trunk is not None:
-        checkpoint = from_first(lambda: whole(trunk.checkpoint))
+        its = trunk.checkpoint
+        assert its is not None
+        checkpoint = from_first(lambda: whole(its))
         checkpoints.branching = True
     first_step = 0 if checkpoint is None else checkpoint.step
     budget_flops = intended_flops(cfg.train.budget_flops, spent(costs, steps, cfg.train.batch)[1])

@@ -132,7 +132,7 @@ class Optimisation:
             return self.warmup_start + (1 - self.warmup_start) * step / warm
         if self.schedule == "constant":
             start = self.cooldown_start(steps)
-            if self.cooldown is None or step < start:
+            if self.cooldown is None or step <= start:  # where a branch starts: the trunk's rate, without rounding
                 return 1.0
             passed = min(1.0, (step - start) / max(1, steps - self.final_at_last_step - start))
             return self.final + (1 - self.final) * (1 - math.sqrt(passed))
