@@ -358,3 +358,18 @@ def test_a_damaged_trunk_is_not_used(cfg: DictConfig, trunk: Run) -> None:
             train(cfg, "of_a_damaged_trunk", changes)
     finally:
         path.write_bytes(content)
+
+
+def test_a_compiled_run_is_the_same(cfg: DictConfig, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as a whole, but not lowered: the compiler proper changes rounding, and takes a minute."""
+    compiled: list[torch.nn.Module] = []
+    original = torch.nn.Module.compile
+
+    def traced(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        original(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    assert train(cfg, "compiled", {"train.steps": 8, "trainer.compile": True})
+    assert len(compiled) == 1
+    assert_same_weights(run_folder(cfg, "compiled"), whole)

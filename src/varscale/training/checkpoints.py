@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from varscale.records import RecordError, atomic_write, read_json, write_json
 from varscale.training.disk import Disk
-from varscale.training.shards import read_whole
+from varscale.training.shards import read_whole, save_to
 
 CHECKPOINTS = "checkpoints"  # in the run's folder
 _NAME = "step_{:08d}"
@@ -186,10 +185,7 @@ class Checkpoints(TorchCheckpointIO):
     def _write(self, checkpoint: dict[str, Any], path: Path, step: int) -> None:
         _description(path).unlink(missing_ok=True)  # of a damaged checkpoint of this step
         with atomic_write(path) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # how torch reports that a write failed
-                raise OSError(str(error).splitlines()[0]) from error
+            save_to(file, checkpoint)
         self._describe(path, step)
 
     def _describe(self, path: Path, step: int) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -39,7 +39,7 @@ def write_shards(checkpoint: dict[str, Any], folder: Path) -> None:
     """Write a checkpoint of Lightning's into the new ``folder``; every process must call it.
 
     Raises:
-        OSError: in every process, when one of them could not write its part.
+        OSError: in every process, when one of them could not write its part; in the first, when it could not the rest.
     """
     rest = dict(checkpoint)
     (optimizer,) = rest.pop("optimizer_states")
@@ -52,7 +52,7 @@ def write_shards(checkpoint: dict[str, Any], folder: Path) -> None:
         raise OSError("; ".join(str(cause[0]) for cause in error.failures.values())) from error
     if place()[0] == 0:
         with (folder / REST).open("wb") as file:
-            torch.save(rest, file)
+            save_to(file, rest)
             file.flush()
             os.fsync(file.fileno())
         handle = os.open(folder, os.O_RDONLY)
@@ -60,6 +60,14 @@ def write_shards(checkpoint: dict[str, Any], folder: Path) -> None:
             os.fsync(handle)  # the names in it
         finally:
             os.close(handle)
+
+
+def save_to(file: IO[bytes], values: dict[str, Any]) -> None:
+    """``torch.save``. Raises ``OSError`` for a refused write, of which torch makes a ``RuntimeError``."""
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def read_shards(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, *, left_out: str) -> dict[str, Any]:
