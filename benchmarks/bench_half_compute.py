@@ -9,14 +9,16 @@ spent and the exponents of N_opt(C), by a law L(N, D) and by the lower envelope 
 to the separate runs with their 90 % intervals; and how far the losses of the same size and horizon lie apart.
 
 A trunk's steps count once and a branch's from where it left the trunk. The averages stand at the measured steps of the
-trunks, not at the horizons, so they have no losses to set side by side. Points of one trunk share its seed: intervals
-of the averages are narrower than repeated studies would spread.
+trunks, not at the horizons, so they have no losses to set side by side. Points of one size and seed are not
+independent, least of all those of one trunk: intervals of the law take them as branches of one trunk, those of the
+envelope draw whole sizes, and whole seeds of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,19 +107,24 @@ def compare(
 
 
 def check(trunk: RunTable, cooldown: RunTable, separate: RunTable, n: str) -> None:
-    """Raise ``ValueError`` unless the branches are of these trunks, and have the horizons of the separate runs."""
-    trunks = set(map(str, trunk.rows["run_id"]))
-    strangers = [str(run) for run in cooldown.rows["trunk_id"] if str(run) not in trunks]
+    """Raise ``ValueError`` unless trunks, branches and separate runs have the same sizes, seeds and horizons."""
+    of = list(map(str, cooldown.rows["trunk_id"]))
+    names = [n, "seed"]
+    trunks = dict(zip(map(str, trunk.rows["run_id"]), zip(*map(trunk.values, names), strict=True), strict=True))
+    strangers = [run for run in of if run not in trunks]
     if strangers:
         raise ValueError(
             f"{len(strangers)} branches are not of these trunks (the first is of {strangers[0]}); collect both"
         )
-    designs = [
-        {(size, steps) for size, steps in zip(t.values(n), t.values("steps"), strict=True)}
-        for t in (cooldown, separate)
-    ]
+    for run, design in zip(of, zip(*map(cooldown.values, names), strict=True), strict=True):
+        if trunks[run] != design:
+            raise ValueError(f"a branch of size and seed {design} is of trunk {run}, whose are {trunks[run]}")
+    if idle := set(trunks) - set(of):
+        raise ValueError(f"{len(idle)} trunks have no branch (such as {min(idle)}), and their steps would count")
+    designs = [Counter(zip(*map(t.values, [n, "steps", "seed"]), strict=True)) for t in (cooldown, separate)]
     if designs[0] != designs[1]:
-        raise ValueError(f"branches and separate runs differ in sizes and steps: {sorted(designs[0] ^ designs[1])[:4]}")
+        apart = (designs[0] - designs[1]) + (designs[1] - designs[0])
+        raise ValueError(f"branches and separate runs differ in sizes, steps and seeds: {sorted(apart)[:4]}")
 
 
 def ends(table: RunTable, n: str, y: str) -> pd.DataFrame:
@@ -146,7 +153,8 @@ def routes(points: pd.DataFrame, draws: int) -> dict[str, Frontier | str]:
     found: dict[str, Frontier | str] = {}
     columns = {name: points[name].to_numpy(np.float64) for name in ("C", "N", "D", "L")}
     try:
-        fit = ChinchillaLaw(n="N", d="D").fit(columns, "L", bootstrap=draws)
+        runs = {"trunk_id": points["run"].to_numpy(), "run_id": np.arange(len(points))}
+        fit = ChinchillaLaw(n="N", d="D").fit({**columns, **runs}, "L", bootstrap=draws)
         found["law"] = Frontier.from_law(fit, cost=ComputeCost.from_columns(columns["C"], columns["N"], columns["D"]))
     except FitError as error:
         found["law"] = str(error)

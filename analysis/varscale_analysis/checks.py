@@ -58,6 +58,7 @@ class StudyChecks:
         selection: laws on the same points, best first. ``ratio``: of the two nested ones; None if absent.
         conventions: exponents under every count of N and rule of C; None if absent.
         rolling: each size predicted from the smaller ones; None if absent.
+        branched: whether runs share trunks: then there are no profiles, and selection takes the runs as independent.
     """
 
     law: str
@@ -67,6 +68,7 @@ class StudyChecks:
     ratio: LikelihoodRatio | None
     conventions: ConventionTable | None
     rolling: RollingHoldout | None
+    branched: bool = False
 
     def summary(self) -> str:
         """A line or two for each check; empty where all are absent."""
@@ -82,7 +84,7 @@ class StudyChecks:
             lines.append(_sensitivity_line(self.sensitivity))
         if self.selection:
             weights = ", ".join(f"{row.law} {row.weight:.3f}" for row in self.selection)
-            text = f"selection, Akaike weights on the same points: {weights}"
+            text = f"selection, Akaike weights on the same points{', taken as independent' * self.branched}: {weights}"
             lines.append(text + ("" if self.ratio is None else f"; likelihood ratio p = {self.ratio.p:.2g}"))
         if self.rolling is not None:
             lines.append(_rolling_line(self.rolling))
@@ -130,10 +132,13 @@ def checks_of(
     law, y = fit.form, fit.y
     assert isinstance(law, Law)
     profiles, fits = {}, {}
+    branched = fit.points.trunk is not None
+    if branched:
+        attempt.absent["profiles"] = "runs branched from shared trunks, and a profile takes all runs as independent"
     logs = {name for name, log in zip(law.names, law.log_linear, strict=False) if log}
     for name in PROFILED:
         parameter = fit.params.get(name)
-        if parameter is None or parameter.given or parameter.at_bound or name in logs:
+        if branched or parameter is None or parameter.given or parameter.at_bound or name in logs:
             continue
         profile = attempt(f"profile of {name}", fit.profile, name)
         if profile is not None:
@@ -152,6 +157,7 @@ def checks_of(
         ratio=likelihood_ratio(*(fits[name] for name in nested)) if set(nested) <= fits.keys() else None,
         conventions=attempt("conventions", _conventions, everything, fit, frontier, draws, seed),
         rolling=attempt("rolling hold-out", _rolling, table, law, y, bootstrap, seed),
+        branched=branched,
     )
 
 

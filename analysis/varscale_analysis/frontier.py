@@ -182,6 +182,7 @@ class Frontier:
         else:
             how = "estimated" if noise is None else "stated"
             basis += f"noise of a run {profiles[0].noise:.2g} ({how})"
+        basis += ", branches of one trunk taken as independent" if points.trunk is not None else ""
         return cls._from_optima(
             optima,
             drawn_BP3,

@@ -110,8 +110,20 @@ class Points:
             index = np.unique(index * len(levels) + level, return_inverse=True)[1]
         return index.astype(np.int64)
 
+    @cached_property
+    def trunk(self) -> NDArray[np.int64] | None:
+        """Index (n,) of the trunk each point branched from, a run from scratch being its own; None if none share one.
+
+        Branches of one trunk are one run up to where they leave it: what it lost or gained, all of them did.
+        """
+        if self.frame is None or not {"trunk_id", "run_id"} <= {*self.frame} or self.run is not None:
+            return None
+        own, of = (self.frame[name].fillna("").astype(str).to_numpy() for name in ("run_id", "trunk_id"))
+        index = pd.factorize(np.where(of == "", own, of))[0]
+        return np.asarray(index, dtype=np.int64) if len(np.unique(index)) < len(index) else None
+
     def group(self, name: str) -> NDArray[np.int64]:
-        """Index (n,) of each point's group: "rows", "designs", "sizes" (the first x), or the values of a column.
+        """Index (n,) of each point's group: "rows", "designs", "sizes" (the first x), "trunks", or a column's values.
 
         Raises ``FitError`` for a column that is not there.
         """
@@ -119,6 +131,8 @@ class Points:
             return np.arange(len(self), dtype=np.int64) if self.run is None else self.run
         if name == "designs":
             return self.design
+        if name == "trunks" and self.trunk is not None:
+            return self.trunk
         if name == "sizes":
             return np.unique(next(iter(self.x.values())), return_inverse=True)[1].astype(np.int64)
         if self.frame is None or name not in self.frame:

@@ -46,7 +46,7 @@ def rolling_holdout(
     horizon: int = 1,
     level: float = LEVEL,
     intervals: Intervals | None = None,
-    groups: str = "rows",
+    groups: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> RollingHoldout:

@@ -5,6 +5,8 @@ The numbers in the docstring of ``bootstrap`` come from ``benchmarks/coverage_in
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,25 @@ def chinchilla(sizes: int, horizons: int, studies: int) -> np.ndarray:
     return law_coverage(ChinchillaLaw("n", "d"), {"n": n, "d": d}, truth, params, studies)
 
 
+def branches(sizes: int, trunks: int, studies: int, draws: int = 200, **options: Any) -> np.ndarray:
+    """Shares of studies whose 90 % interval holds alpha, beta and a: six branches a trunk, whose noise they share."""
+    width = np.geomspace(8, 64, sizes).round()
+    n = np.repeat(24 * width**2 + 12 * width**2 + 258 * width + 256, 6 * trunks)
+    d = np.tile(np.geomspace(210, 1200, 6) * 16 * 130, sizes * trunks)
+    trunk, rng = np.repeat(np.arange(sizes * trunks), 6), np.random.default_rng(0)
+    columns = {"n": n, "d": d, "run_id": np.arange(len(n)), "trunk_id": [f"trunk{i}" for i in trunk]}
+    truth, hits = 2 + 60 * n**-0.4 + 400 * d**-0.4, np.zeros(3)
+    for study in range(studies):
+        noise = 0.004 * rng.standard_normal(sizes * trunks)[trunk] + 0.0015 * rng.standard_normal(len(n))
+        data = {**columns, "y": truth * np.exp(noise)}
+        fit = ChinchillaLaw("n", "d").fit(data, "y", bootstrap=draws, seed=study, **options)
+        for i, (p, value) in enumerate(
+            ((fit.params["alpha"], 0.4), (fit.params["beta"], 0.4), (fit.derived["a"], 0.5))
+        ):
+            hits[i] += p.low is not None and p.high is not None and p.low <= value <= p.high
+    return hits / studies
+
+
 def mixed(sizes: int) -> tuple[int, ...]:
     """Two seeds at the smallest and at the last but one size, one elsewhere: the quickstart's ladder."""
     return (2, *[1] * (sizes - 3), 2, 1)
@@ -67,6 +88,19 @@ def test_short() -> None:
     shares = coverage(7, mixed(7), 0.006, studies=50, draws=120, rng_seed=1)
     assert (shares >= 0.77).all(), shares
     assert (chinchilla(4, 3, 40) >= 0.76).all()
+
+
+def test_branches_of_shared_trunks_short() -> None:
+    """40 studies: three standard errors of a true 90 % are .14. Taken as independent, branches give .5 for alpha."""
+    assert (branches(8, 2, 40, draws=120) >= 0.76).all()
+
+
+@pytest.mark.slow
+def test_branches_of_shared_trunks() -> None:
+    """300 studies a case: a true 90 % strays by .017."""
+    for sizes, trunks in ((8, 1), (8, 2), (6, 1)):
+        shares = branches(sizes, trunks, 300)
+        assert (shares >= 0.83).all() and (shares <= 0.98).all(), (sizes, trunks, shares)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
@@ -171,3 +172,21 @@ def test_groups_that_are_not_there_are_named() -> None:
         SaturatingPowerLaw("n").fit(table(), "y", intervals="pairs", groups="run_id")
     by_seed = SaturatingPowerLaw("n").fit(table(), "y", intervals="pairs", groups="seed", bootstrap=50)
     assert by_seed.intervals == "pairs of seed"
+
+
+def test_a_law_knows_which_runs_share_a_trunk() -> None:
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e6, 1e8, 6), np.geomspace(1e8, 1e10, 4)))
+    y = 1.7 + 400 * n**-0.34 + 400 * d**-0.3 + 1e-3 * np.random.default_rng(0).standard_normal(24)
+    data = pd.DataFrame({"n": n, "d": d, "y": y, "run_id": [f"r{i}" for i in range(24)]})
+    law = ChinchillaLaw("n", "d")
+    data["trunk_id"] = [f"t{i}" for i in n]
+    fit = law.fit(data, "y", bootstrap=100)
+    assert fit.intervals == "noise of trunks" and fit.basis == "24 runs, 6 sizes, 6 trunks"
+    assert law.fit(data, "y", bootstrap=100, intervals="pairs", certified_share=0.5).intervals == "pairs of trunks"
+    two = data[data["n"] < 3e6].assign(trunk_id=lambda rows: rows["trunk_id"].where(rows["d"] > 1e9, None))
+    alone = PowerLaw("d").fit(two[two["n"] < 2e6], "y", bootstrap=100)
+    assert alone.basis == "4 runs, 4 sizes, 3 trunks"  # a run from scratch is its own trunk
+    data["trunk_id"] = "one"
+    assert law.fit(data, "y", bootstrap=100).intervals == "none"  # nothing tells its noise from the law
+    data["trunk_id"] = ""
+    assert law.fit(data, "y", bootstrap=100).basis == "24 runs, 6 sizes"

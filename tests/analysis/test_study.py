@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,20 @@ def test_a_table_with_several_d_has_the_other_laws_and_three_routes(budgets: Stu
         "sensitivity",
     ):
         assert part in text
+
+
+def test_branches_of_shared_trunks_are_not_independent_runs(mapped: SimpleNamespace) -> None:
+    """Every size is one trunk with four branches: law, frontier by law and rolling hold-out draw whole trunks."""
+    frame = mapped.foreign(sizes=6).assign(trunk_id=lambda rows: "of" + rows["size"].astype(str))
+    independent = analyse(mapped.read(frame.drop(columns="trunk_id")), bootstrap=100)
+    analysis = analyse(mapped.read(frame), bootstrap=100)
+    fit, frontier, checks = analysis.main, analysis.frontiers["law"], analysis.checks
+    assert fit is not None and fit.intervals == "noise of trunks" and "6 trunks" in fit.basis
+    assert "6 trunks" in frontier.basis and frontier.draws == len(fit.draws)
+    assert checks is not None and checks.branched and not checks.profiles
+    assert "a profile takes all runs as independent" in analysis.absent["profiles"]
+    assert "taken as independent" in analysis.summary()
+    assert independent.checks is not None and independent.checks.profiles and not independent.checks.branched
 
 
 def test_laws_and_objective_can_be_named(isoflop_table: RunTable) -> None:

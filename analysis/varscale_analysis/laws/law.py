@@ -42,7 +42,7 @@ class Law(Form):
         *,
         bootstrap: int | Floats = 1000,
         intervals: Intervals | None = None,
-        groups: str = "rows",
+        groups: str | None = None,
         seed: int = 0,
         certify: bool = True,
         certified_share: float = CERTIFIED,
@@ -56,7 +56,8 @@ class Law(Form):
                 how often each draw holds each point.
             intervals: "noise" (the default for squares; its coverage is measured, see ``bootstrap``), "pairs" (the
                 default for other losses), "seeds", "wild" (the default for joint laws), "jackknife" or "profile".
-            groups: what pairs, wild and jackknife keep together: "rows", "designs", "sizes" or a column.
+            groups: what pairs, wild and jackknife keep together: "rows", "designs", "sizes", "trunks" or a column; by
+                default "trunks" where runs branched from shared ones (columns trunk_id and run_id), else "rows".
             seed: of the draws.
             certify: False reports a fit that is not certified, with its faults.
             certified_share: the least share of draws that must be certified.
@@ -69,6 +70,7 @@ class Law(Form):
         problem, theta, least, certificate = self._optimum(points, certify)
         if intervals is None:
             intervals = "wild" if self.correlated else "noise" if self.criterion.loss == "squares" else "pairs"
+        groups = groups if groups is not None else "rows" if points.trunk is None else "trunks"
         given = None if isinstance(bootstrap, int) else np.atleast_2d(np.asarray(bootstrap, dtype=np.float64))
         if given is not None and (intervals != "pairs" or given.shape[1] != len(points)):
             raise FitError(f"draws given as weights need intervals='pairs' and {len(points)} columns, one a point")
@@ -98,9 +100,11 @@ class Law(Form):
         kind = "none"
         if len(draws.theta):
             kind = f"{intervals} of {groups}" if intervals in ("pairs", "wild", "jackknife") else intervals
+            kind = "noise of trunks" if intervals == "noise" and points.trunk is not None else kind
         elif intervals == "profile" and bootstrap and len(points) > self.num_params:
             kind = "profile"
         basis = f"{len(points)} runs, {len(np.unique(next(iter(points.x.values()))))} sizes"
+        basis += "" if points.trunk is None else f", {int(points.trunk.max()) + 1} trunks"
         return self._result(problem, theta, least, certificate, noise, draws, kind, basis, seed)
 
     def fit_weighted(self, x_n: Floats, y_n: Floats, draws_y_Bn: Floats, draws_w_Bn: Floats, y: str, at: str) -> LawFit:
@@ -227,13 +231,18 @@ def _noise(problem: Problem, theta: Floats) -> NoiseModel | None:
     """The noise model of residuals scaled to the mean weight; None without a degree of freedom."""
     points = problem.points
     standard = problem.residuals(theta) * np.sqrt(points.w / points.w.mean())
-    return NoiseModel.estimate(standard, points.design, problem.form.num_params)
+    if points.trunk is None:
+        return NoiseModel.estimate(standard, points.design, problem.form.num_params)
+    basis_nP, counts = _leverages(problem, theta), np.bincount(points.trunk)
+    sums_PG = np.array([np.bincount(points.trunk, column) for column in basis_nP.T])
+    return NoiseModel.estimate(standard, points.trunk, problem.form.num_params, float((sums_PG**2 / counts).sum()))
 
 
 def _from_noise(problem: Problem, theta: Floats, noise: NoiseModel, count: int, rng: np.random.Generator) -> _Draws:
     points = problem.points
     sd_B2 = noise.draw_sd(count, rng)
-    noise_Bn = draw_noise(sd_B2, points.design, rng) / np.sqrt(points.w / points.w.mean())
+    shared = points.design if points.trunk is None else points.trunk
+    noise_Bn = draw_noise(sd_B2, shared, rng) / np.sqrt(points.w / points.w.mean())
     drawn = _refit(problem, theta, _displaced(problem, problem.values(theta[None])[0], noise_Bn), None, rng, sd_B2)
     return drawn
 
@@ -247,11 +256,16 @@ def _displaced(problem: Problem, f_n: Floats, noise_Bn: Floats) -> Floats:
 
 def _inflated(problem: Problem, theta: Floats) -> Floats:
     """Residuals over sqrt(1 - leverage)."""
+    leverage = np.minimum((_leverages(problem, theta) ** 2).sum(-1), 0.95)
+    return np.asarray(problem.residuals(theta) / np.sqrt(1.0 - leverage))
+
+
+def _leverages(problem: Problem, theta: Floats) -> Floats:
+    """An orthonormal basis (n, P) of what the free parameters move: its squares sum to the leverage of each point."""
     jacobian = problem.jacobian(theta) * np.sqrt(problem.points.w)
     free = problem.limits[0] < problem.limits[1]
     basis, _, _ = np.linalg.svd(jacobian[free].T, full_matrices=False)
-    leverage = np.minimum((basis**2).sum(-1), 0.95)
-    return np.asarray(problem.residuals(theta) / np.sqrt(1.0 - leverage))
+    return np.asarray(basis)
 
 
 def _refit(

@@ -101,6 +101,10 @@ def selection(analysis: StudyAnalysis) -> str:
         cells = [row.law, str(row.params), f"{row.log_likelihood:.2f}", f"{row.aic:.2f}", aicc, f"{row.bic:.2f}"]
         rows.append([*cells, f"{row.weight:.3f}"])
     words = "The same points, best first; lower criteria are better. "
+    words += (
+        "Branches of one trunk are taken as independent runs, so differences look surer than they are. "
+        * checks.branched
+    )
     if checks.ratio is not None:
         p = checks.ratio
         words += f"Likelihood ratio of the two nested laws: {p.statistic:.2f}, {p.extra} more parameters, p = {p.p:.2g}"
