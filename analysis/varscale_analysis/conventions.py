@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from varscale_analysis.curves import Curves
 from varscale_analysis.fit import FitError, Floats
@@ -23,6 +22,7 @@ from varscale_analysis.laws import PowerLaw
 from varscale_analysis.table import LEVEL, SIZES, RunTable, RunTableError
 from varscale_analysis.trend import Estimate, Trend
 
+SAME_FLOPS = 1e-6  # counts that agree to this factor - 1 are one rule
 FORWARD_MACS = 1 / 6  # of forward and backward: a third is forward, and a multiply-add is two FLOPs
 
 
@@ -95,7 +95,7 @@ def analyse_conventions(
     *,
     y: str = "val_nats_per_token_avg",
     sizes: Sequence[str] | None = None,
-    macs_factor: float = FORWARD_MACS,
+    macs_factor: float | None = None,
     route: Callable[[RunTable, str], Frontier] | None = None,
     bootstrap: int = 300,
     seed: int = 0,
@@ -105,27 +105,34 @@ def analyse_conventions(
     Args:
         y: the loss.
         sizes: columns of N; None takes those of ``table.SIZES`` that the table has.
-        macs_factor: forward multiply-adds a FLOP as recorded.
+        macs_factor: forward multiply-adds a FLOP as recorded; by default 1/6, or 1 where these were recorded.
         route: makes a frontier from a table and a column of N; by default the envelope of its curves.
         bootstrap, seed: draws of the default route and of the law of N, and their seed.
 
-    The rules are: as recorded (column flops_train), 6 N D with the N of the row, and forward multiply-adds. Raises what
-    ``RunTable.comparable`` raises; a convention that cannot be fitted is a row that says why.
+    The rules are: as recorded (column flops_train), forward multiply-adds, and 6 N D with the N of the row; what was
+    recorded is no second row. Raises what ``RunTable.comparable`` raises; a convention that
+    cannot be fitted is a row that says why.
     """
     table = table.comparable(fixed_tokens=False)
     recorded = str(table.rows["flops_rule"].iloc[0])
+    if macs_factor is None:
+        macs_factor = 1.0 if recorded == "forward_macs" else FORWARD_MACS
     sizes = [name for name in SIZES if table.has(name)] if sizes is None else sizes
 
     def envelope(recounted: RunTable, n: str) -> Frontier:
         return Frontier.from_envelope(recounted, n=n, y=y, bootstrap=bootstrap, seed=seed)
 
     route = envelope if route is None else route
-    rows = []
+    rows: list[ConventionRow] = []
     recorded_flops = table.values("flops_train")
-    for n in tqdm(sizes, "conventions of N", disable=None, leave=False):
+    for n in sizes:
         alpha, why = _alpha(table, n, y, bootstrap, seed)
         absent = {} if why is None else {f"alpha of {n}": why}
-        by_rule = {f"{recorded} (recorded)": recorded_flops, "6nd": 6 * table.values(n) * table.values("tokens_seen")}
+        by_rule = {f"{recorded} (recorded)": recorded_flops}
+        by_6nd = 6 * table.values(n) * table.values("tokens_seen")
+        if recorded != "6nd" or not np.allclose(by_6nd, recorded_flops, rtol=SAME_FLOPS):
+            by_rule["6nd"] = by_6nd
+        first = len(rows)
         for rule, flops in by_rule.items():
             try:
                 frontier = route(recounted(table, flops, rule), n)
@@ -137,13 +144,14 @@ def analyse_conventions(
             n_opt, d_opt, l_opt = (_exponent(trend) for trend in (frontier.n_opt, frontier.d_opt, frontier.l_opt))
             coefficient = None if frontier.n_opt is None else frontier.n_opt.coefficient
             rows.append(ConventionRow(n, rule, alpha, n_opt, d_opt, l_opt, coefficient, missing))
+        if macs_factor == 1:
+            continue
         # A constant factor on C leaves every extraction and exponent as it is.
-        as_recorded, by_6nd = rows[-2:]
-        scale = None
+        as_recorded, scale = rows[first], None
         if as_recorded.n_coefficient is not None and as_recorded.n_exponent is not None:
             scale = as_recorded.n_coefficient * macs_factor**-as_recorded.n_exponent.value
         macs = replace(as_recorded, flops_rule=f"forward_macs ({macs_factor:.4g} x)", n_coefficient=scale)
-        rows[-2:] = [as_recorded, macs, by_6nd]
+        rows.insert(first + 1, macs)
     return ConventionTable(tuple(rows))
 
 

@@ -62,6 +62,25 @@ def test_the_macs_row_is_what_an_analysis_of_that_count_gives(table: RunTable) -
     assert direct.coefficient == pytest.approx(row.n_coefficient, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rule", "factor", "others"), [("forward_macs", 1 / 6, ["6nd"]), ("6nd", 1.0, ["forward_macs"])]
+)
+def test_a_rule_stands_once_whichever_was_recorded(
+    isoflop_table: RunTable, rule: str, factor: float, others: list[str]
+) -> None:
+    rows = isoflop_table.rows.assign(flops_train=factor * isoflop_table.values("flops_train"), flops_rule=rule)
+
+    def route(table: RunTable, n: str) -> Frontier:
+        return Frontier.from_isoflop(table, n=n, bootstrap=0)
+
+    recorded, other = analyse_conventions(RunTable(rows), route=route, bootstrap=0).rows
+    assert recorded.flops_rule == f"{rule} (recorded)" and [other.flops_rule.split()[0]] == others
+    assert recorded.n_exponent is not None and recorded.n_coefficient is not None and other.n_coefficient is not None
+    ratio = 6.0**-recorded.n_exponent.value  # N_opt is of the same runs whatever C counts
+    wanted = ratio if rule == "forward_macs" else 1 / ratio
+    assert other.n_coefficient / recorded.n_coefficient == pytest.approx(wanted, rel=1e-6)
+
+
 def test_what_cannot_be_fitted_is_a_row_that_says_why(table: RunTable) -> None:
     bare = dataclasses.replace(table, curves=None)
     found = analyse_conventions(bare, sizes=["params_total"], bootstrap=0)
