@@ -38,6 +38,8 @@ class HoldoutScore:
         error_percent: 100 (predicted / measured - 1).
         inside: whether the measured mean lies in the prediction interval.
         naive_error_percent: the same error for the rule "the loss of the previous size again".
+        begun_before: how many of the runs had begun when the prediction was made, by ``created_utc``; runs without a
+            date are not counted.
     """
 
     measured: float
@@ -45,6 +47,7 @@ class HoldoutScore:
     error_percent: float
     inside: bool
     naive_error_percent: float
+    begun_before: int = 0
 
     @property
     def better_than_naive(self) -> bool:
@@ -65,7 +68,8 @@ class Prediction:
         previous_n, previous_loss: the largest size used and its mean loss, the naive rule.
         rows_sha256: hash of the rows used; ``created_utc``: when.
         tokenizer_id, dataset_id: what the loss is measured with and on.
-        measured_before: rows of the target or larger already stood in the table: not a registered prediction.
+        measured_before: rows of the target or larger with a loss, finished and usable or not, already stood in the
+            table: not a registered prediction.
         replaces: hash of the rows of a prediction this one was allowed to replace.
     """
 
@@ -180,6 +184,7 @@ class Prediction:
             error_percent=100 * (self.value / value - 1),
             inside=self.low <= value <= self.high,
             naive_error_percent=100 * (self.previous_loss / value - 1),
+            begun_before=sum(_is_before(str(date), self.created_utc) for date in table.rows["created_utc"]),
         )
 
     def summary(self, score: HoldoutScore | None = None) -> str:
@@ -191,11 +196,12 @@ class Prediction:
         )
         if score is None:
             return text
-        return text + (
+        text += (
             f"\n  measured {score.measured:.4f} ({score.runs} runs): error {score.error_percent:+.3f} %, "
             f"{'inside' if score.inside else 'OUTSIDE'} the {self.level:.0%} interval; repeating the previous size's "
             f"loss errs by {score.naive_error_percent:+.3f} %"
         )
+        return text + (f"; {score.begun_before} had begun before the prediction" if score.begun_before else "")
 
 
 def predict_holdout(
@@ -220,6 +226,7 @@ def predict_holdout(
     below = size_n < n_target * (1 - 1e-6)
     if not below.any():
         raise PredictionError(f"no finished run is smaller than {name} = {n_target:.6g}; train smaller sizes first")
+    seen = (table.rows[name].to_numpy(np.float64) >= n_target * (1 - 1e-6)) & table.rows[y].notna().to_numpy()
     used = usable.where(below).comparable(fixed_tokens=True)
     fit = law.fit(used, y, bootstrap=bootstrap, seed=seed)
     low, high = fit.predict_interval(n_target, LEVEL, seeds)
@@ -246,7 +253,7 @@ def predict_holdout(
         tokenizer_id=str(used.rows["tokenizer_id"].iloc[0]),
         dataset_id=str(used.rows["dataset_id"].iloc[0]),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        measured_before=not below.all(),
+        measured_before=bool(seen.any()),
     )
 
 
@@ -265,3 +272,11 @@ def leave_largest_out(
     seeds = int((size_n == size_n.max()).sum())
     prediction = predict_holdout(usable, law, float(size_n.max()), y=y, seeds=seeds, bootstrap=bootstrap, seed=seed)
     return prediction, prediction.compare(usable)
+
+
+def _is_before(date: str, other: str) -> bool:
+    """Whether one ISO date lies before another; not where it is none, or has no time zone to compare by."""
+    try:
+        return datetime.fromisoformat(date) < datetime.fromisoformat(other)
+    except (TypeError, ValueError):
+        return False

@@ -61,6 +61,22 @@ def test_larger_rows_in_the_table_do_not_change_it_but_are_confessed(table: RunT
     assert "after the fact" in after.summary()
 
 
+def test_what_was_measured_or_begun_before_is_confessed(table: RunTable) -> None:
+    """A run that is excluded has shown its loss; one that is running has not."""
+    n = table.values("params_nonembed")
+    largest, target = n == n.max(), float(n.max())
+    hidden = table.rows.assign(exclude_reason=np.where(largest, "for later", ""))
+    assert predict_holdout(RunTable(hidden), LAW, target).measured_before
+    running = table.rows.assign(status=np.where(largest, "running", "finished"))
+    running["val_nats_per_token_avg"] = table.rows["val_nats_per_token_avg"].where(~largest)
+    prediction = predict_holdout(RunTable(running), LAW, target)
+    assert not prediction.measured_before
+    score = prediction.compare(table)  # its runs are of 2025
+    assert score.begun_before == 2 and "2 had begun before the prediction" in prediction.summary(score)
+    for date in ("2099-01-01T00:00:00+00:00", "", "soon"):
+        assert prediction.compare(RunTable(table.rows.assign(created_utc=date))).begun_before == 0
+
+
 def test_leave_largest_out_scores_the_seed_mean(table: RunTable) -> None:
     prediction, score = leave_largest_out(table, LAW)
     n, y = table.values("params_nonembed"), table.values("val_nats_per_token_avg")
