@@ -233,11 +233,13 @@ def _redrawn(
         own[:, partner] = correlation * normal[0][0] + rest * own[:, partner]
         normal[1] = own, correlation * normal[0][1] + rest * normal[1][1]
     out = []
+    sd_seed = int(rng.integers(2**32))
     for fit, r_n, at, (own, shared) in zip(fits, residual, place, normal, strict=True):
         noise = NoiseModel.estimate(r_n, at, fit.form.num_params)
         if noise is None:
             raise FitError(f"{fit.rows} runs leave no degree of freedom for the noise of {fit.formula}; add runs")
-        sd_B2 = noise.draw_sd(draws, rng)
+        # Partners have one noise, not known exactly: a draw that has it larger for one has it larger for the other.
+        sd_B2 = noise.draw_sd(draws, rng if partner is None else np.random.default_rng(sd_seed))
         noise_Bn = sd_B2[:, :1] * own + (sd_B2[:, 1:] * shared)[:, at]
         fitted_n = fit.points.y * np.exp(-r_n)
         solved = fit.problem.solve(np.repeat(np.array([fit.theta]), draws, axis=0), fitted_n * np.exp(noise_Bn))

@@ -61,6 +61,13 @@ def test_shared_seeds_narrow_the_interval(families: Callable[..., tuple[RunTable
     assert widths[True] < 0.5 * widths[False]
 
 
+def test_a_family_needs_exactly_its_own_compute(families: Callable[..., tuple[RunTable, RunTable]]) -> None:
+    a, _ = families()
+    found = compare_families(a, a, bootstrap=200)
+    for estimate in [at.multiplier for at in found.multipliers]:
+        assert (estimate.low, estimate.value, estimate.high) == pytest.approx((1, 1, 1), abs=1e-6)
+
+
 def test_families_of_other_sizes_are_not_paired(families: Callable[..., tuple[RunTable, RunTable]]) -> None:
     a, b = families(widths=(8, 12, 16, 24, 32, 48))
     found = compare_families(a, b)

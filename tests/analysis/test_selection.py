@@ -81,7 +81,7 @@ def test_the_ratio_rejects_about_as_often_as_it_says() -> None:
         y = (3.0 + (2e-8 * N) ** -0.3) * np.exp(0.004 * rng.standard_normal(len(N)))
         small = SaturatingPowerLaw("n", fixed={"alpha": -0.3}).fit((N, y), bootstrap=0)
         rejected += likelihood_ratio(small, SaturatingPowerLaw("n").fit((N, y), bootstrap=0)).p < 0.1
-    assert 0.0 <= rejected / 60 <= 0.25  # chi-squared is asymptotic: at 16 points it rejects a little more than 10 %
+    assert 0.03 <= rejected / 60 <= 0.25  # chi-squared is asymptotic: at 16 points it rejects a little more than 10 %
 
 
 def test_a_shared_exponent_is_tested_against_free_ones() -> None:
