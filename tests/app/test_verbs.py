@@ -139,7 +139,7 @@ def test_plan_needs_a_known_device(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_plan_of_the_depth_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameter totals of specs/var.md section 2.6, to the digit."""
     # A second a size; its numbers are tested in tests/models/test_budget.py.
-    monkeypatch.setattr(plan, "step_memory", lambda *_, **__: StepMemory(1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(plan, "step_memory", lambda *_, **__: StepMemory(1, 1, 1, 1, 1, 1, 1, 1))
     assert main(["plan", "sweeps=depth", "plan.device=h100", f"paths.outputs={tmp_path}"]) == 0
     runs = json.loads((tmp_path / "depth/plan.json").read_text())["runs"]
     totals = {run["overrides"][0]: run["params_total"] for run in runs}

@@ -19,6 +19,7 @@ from varscale.models.budget import StepMemory, step_memory
 from varscale.models.shape import ladder_rule
 from varscale.models.var import VAR
 from varscale.schedule import ScaleSchedule
+from varscale.tokenizers.autoencoder import VQAutoencoder
 
 SCHEDULE = ScaleSchedule.square(1, 2, 4, 8)
 
@@ -91,6 +92,28 @@ def test_a_large_measurement_can_be_the_peak() -> None:
     counted = memory(model(), 1, measured=256)
     logits = 256 * SCHEDULE.num_tokens * 256 * 4
     assert counted.measuring > logits and counted.total - memory(model(), 1).total > logits / 2
+
+
+def test_a_tokenizer_stands_beside_the_model_and_encodes() -> None:
+    def tokenizer() -> VQAutoencoder:
+        with torch.device("meta"):
+            return VQAutoencoder(resolution=32, schedule=str(SCHEDULE), vocabulary=256, latent_channels=8)
+
+    weights = sum(t.nbytes for t in (*tokenizer().parameters(), *tokenizer().buffers()))
+    alone = memory(model(), 2)
+    beside = memory(model(), 2, tokenizer=tokenizer())
+    assert beside.total == alone.total + weights and beside.encoding == 0
+    few, more, most = (memory(model(), batch, tokenizer=tokenizer(), encodes=True).encoding for batch in (1, 2, 64))
+    pixels = 3 * 32 * 32 * 4
+    assert few > pixels and most - more >= 62 * (more - few) * 0.99 > 0
+    held_out = memory(model(), 2, tokenizer=tokenizer(), encodes=True, measured=64)
+    assert held_out.encoding == most
+
+
+def test_of_a_run_on_a_cpu_the_whole_process_is_recorded() -> None:
+    counted = memory(model())
+    assert counted.of_run("cuda") == counted.total
+    assert counted.of_run("cpu") > counted.total + 500e6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another allocator keeps is not known")

@@ -18,7 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from varscale.app.branch import branch_step
-from varscale.app.build import arithmetic, build_model, build_optim, build_progressive, device_of, use_threads
+from varscale.app.build import (
+    arithmetic,
+    build_model,
+    build_optim,
+    build_progressive,
+    build_tokenizer,
+    device_of,
+    use_threads,
+)
 from varscale.app.config import ConfigError, did_you_mean
 from varscale.app.sweeps import PlannedRun, planned_runs
 from varscale.codes import CodeSpec
@@ -115,7 +123,7 @@ def main(cfg: DictConfig) -> None:
                 images=images,
                 steps=run.cfg.train.steps,
                 batch=run.cfg.train.batch,
-                memory_bytes=kept.total,
+                memory_bytes=kept.of_run(planned_device_type(run.cfg)),
                 # Steps that train coarse scales only take their share of a whole step.
                 seconds=seconds * (anew / (run.cfg.train.batch * cost) + measuring_steps(run.cfg)),
             )
@@ -184,18 +192,33 @@ def memory_of_each(runs: Sequence[PlannedRun], models: Sequence[VAR]) -> list[St
 def memory(cfg: DictConfig, model: VAR) -> StepMemory:
     """What this run takes on each device, at its peak."""
     trainer, devices = cfg.trainer, cfg.trainer.devices * cfg.trainer.num_nodes
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(cfg)
     images = cfg.train.val_images if cfg.train.val_images is not None else cfg.cache.val_images
     return step_memory(
         model,
-        max(1, cfg.train.batch // (devices * trainer.accumulate)),
+        batch_of_a_pass(cfg),
         dtype=arithmetic(cfg),
-        device_type="cuda" if cfg.plan.device or trainer.accelerator == "gpu" else "cpu",
+        device_type=planned_device_type(cfg),
         passes=trainer.accumulate,
         averaged=cfg.train.average is not None,
         measured=min(cfg.train.val_batch, images or cfg.train.val_batch),
+        tokenizer=tokenizer,
+        encodes=cfg.train.source == "images",
         strategy=trainer.strategy if trainer.strategy != "auto" else "ddp" if devices > 1 else "alone",
         devices=devices,
     )
+
+
+def planned_device_type(cfg: DictConfig) -> str:
+    """``cuda`` or ``cpu``: where the planned runs train."""
+    return "cuda" if cfg.plan.device or cfg.trainer.accelerator == "gpu" else "cpu"
+
+
+def batch_of_a_pass(cfg: DictConfig) -> int:
+    """Images of one pass on one device."""
+    trainer = cfg.trainer
+    return int(max(1, cfg.train.batch // (trainer.devices * trainer.num_nodes * trainer.accumulate)))
 
 
 def time_a_step(
@@ -205,8 +228,9 @@ def time_a_step(
     flops = np.array([cost * run.cfg.train.batch for cost, run in zip(costs, runs, strict=True)])
     name = cfg.plan.device
     if name is not None:
-        speed = known_device(name).peak_flops * ASSUMED_MFU * cfg.trainer.devices
-        basis = f"{cfg.trainer.devices} x {name}: {ASSUMED_MFU:.0%} of its data-sheet peak assumed, nothing measured"
+        devices = cfg.trainer.devices * cfg.trainer.num_nodes
+        speed = known_device(name).peak_flops * ASSUMED_MFU * devices
+        basis = f"{devices} x {name}: {ASSUMED_MFU:.0%} of its data-sheet peak assumed, nothing measured"
         return (flops / speed).tolist(), basis
     order = np.argsort(flops)
     fits = [i for i in order if flops[i] <= MOST_MEASURED_FLOP and memories[i].total <= MOST_MEASURED_BYTES]
@@ -231,10 +255,10 @@ def time_a_step(
 
 
 def measure_step(cfg: DictConfig) -> float:
-    """Median seconds of a training step of this run's model on random tokens."""
+    """Median seconds of a training step of this run's model on random tokens: of one device's passes."""
     device = device_of(cfg)
     schedule = ScaleSchedule.parse(cfg.tokenizer.schedule)
-    channels, batch = cfg.tokenizer.latent_channels, cfg.train.batch
+    channels, batch = cfg.tokenizer.latent_channels, batch_of_a_pass(cfg)
     model = build_model(
         cfg,
         schedule=schedule,
@@ -254,9 +278,10 @@ def measure_step(cfg: DictConfig) -> float:
     seconds = []
     for _ in range(MEASURED_STEPS + 1):
         started = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model.loss(tokens).per_token_avg_B.mean()
-        loss.backward()
+        for _ in range(cfg.trainer.accumulate):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = model.loss(tokens).per_token_avg_B.mean()
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronize(device)

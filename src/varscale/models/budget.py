@@ -3,8 +3,9 @@ alive at each operation is added up.
 
 So the peak is that of forward, backward and update as they are, on the path a CPU takes or on that of a GPU: what
 autograd keeps, gradients as they come while activations go, copies in bf16, the logits. What libraries allocate inside
-an operation is a constant. Not counted is what an allocator keeps of what was freed: with glibc's on a CPU, up to 32
-MiB a piece (MALLOC_MMAP_THRESHOLD_=65536 in the environment gives it back at once; benchmarks/bench_memory.py).
+an operation is a constant. On a CPU a run's record has the peak of its whole process, so there come on top what that
+holds before the model is built, and what glibc's allocator keeps of what was freed, up to 32 MiB a piece (to have it
+give that back at once, MALLOC_MMAP_THRESHOLD_=65536 in the environment, would cost 20 to 30 % of the time).
 Shapes: B batch, L tokens.
 """
 
@@ -24,6 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from varscale.models.var import VAR
 from varscale.nn import attention, cross_entropy, linear
+from varscale.tokenizers import autoencoder
+from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.tokenizers.tokens import TokenBatch
 
 RUN_DEPTHS = (2, 3)  # from which deeper models are worked out
@@ -31,6 +34,10 @@ FLOAT = 4  # bytes of a weight, a gradient, a moment
 # Bytes that libraries take inside operations: measured on an x86 CPU (depth 2 to 6, 4 to 16 images, fp32 and bf16: 6 to
 # 29 MB); on a GPU the workspace of cuBLAS on Hopper, as documented.
 LIBRARIES = {"cpu": 25_000_000, "cuda": 32 * 2**20}
+# Bytes of a run's process on a CPU: imported libraries, and what the heap keeps, a part of it growing with the step
+# (benchmarks/bench_plan_memory.py: the quickstart family, width 8 to 256, 16 and 128 images).
+PROCESS, HEAP, HEAP_SHARE = 585_000_000, 50_000_000, 0.1
+ENCODED = (2, 3)  # images, from which larger batches are worked out
 
 
 @dataclass(frozen=True)
@@ -38,22 +45,30 @@ class StepMemory:
     """Bytes that training needs on each device, at its peak.
 
     weights: parameters. states: the optimiser's two moments, and an average of the weights. gradients: those that stay
-    allocated, or add up over several passes, throughout the step. working: what comes and goes in a step, activations
-    above all; gradients too, where they are not kept. measuring: what comes and goes in a held-out measurement.
-    libraries: what they take inside operations.
+    allocated, or add up over several passes, throughout the step. tokenizer: its weights. working: what comes and goes
+    in a step, activations above all; gradients too, where they are not kept. encoding: what comes and goes while the
+    tokenizer encodes images. measuring: what comes and goes in a held-out measurement. libraries: what they take
+    inside operations.
     """
 
     weights: int
     states: int
     gradients: int
+    tokenizer: int
     working: int
+    encoding: int
     measuring: int
     libraries: int
 
     @property
     def total(self) -> int:
         """The peak, above what the process takes before it builds the model."""
-        return self.weights + self.states + self.gradients + max(self.working, self.measuring) + self.libraries
+        lasting = self.weights + self.states + self.gradients + self.tokenizer + self.libraries
+        return lasting + max(self.working, self.encoding, self.measuring)
+
+    def of_run(self, device_type: str) -> int:
+        """The peak as the run's ``peak_mem_bytes`` will have it: on a CPU that of the whole process."""
+        return self.total if device_type == "cuda" else PROCESS + HEAP + round((1 + HEAP_SHARE) * self.total)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -96,6 +111,8 @@ def step_memory(
     passes: int = 1,
     averaged: bool = False,
     measured: int = 0,
+    tokenizer: VQAutoencoder | None = None,
+    encodes: bool = False,
     strategy: Literal["alone", "ddp", "fsdp"] = "alone",
     devices: int = 1,
 ) -> StepMemory:
@@ -109,6 +126,8 @@ def step_memory(
         passes: of a step, whose gradients add up.
         averaged: whether an average of the weights is kept.
         measured: images of a held-out batch; 0 for none.
+        tokenizer: that stands beside the model on the device; on the meta device, moved as the model is.
+        encodes: whether the run trains from images, which the tokenizer encodes.
         strategy: how the run is divided among ``devices``.
     """
     weights = FLOAT * sum(p.numel() for p in model.parameters())
@@ -117,9 +136,18 @@ def step_memory(
         model.to_empty(device="cpu")
         working = _peak(model, batch, dtype, train=True, drop_gradients=kept_gradients)
         measuring = _peak(model, measured, torch.float32, train=False) if measured else 0
-    states = (3 if averaged else 2) * weights
-    gradients = weights if kept_gradients else 0
-    memory = StepMemory(weights, states, gradients, working, measuring, LIBRARIES[device_type])
+        encoding = _encoding(tokenizer, max(batch, measured)) if tokenizer is not None and encodes else 0
+    beside = 0 if tokenizer is None else sum(t.nbytes for t in (*tokenizer.parameters(), *tokenizer.buffers()))
+    memory = StepMemory(
+        weights=weights,
+        states=(3 if averaged else 2) * weights,
+        gradients=weights if kept_gradients else 0,
+        tokenizer=beside,
+        working=working,
+        encoding=encoding,
+        measuring=measuring,
+        libraries=LIBRARIES[device_type],
+    )
     return _sharded(memory, model, devices) if strategy == "fsdp" else memory
 
 
@@ -175,6 +203,24 @@ def _peaks(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_grad
     return peaks
 
 
+def _encoding(tokenizer: VQAutoencoder, batch: int) -> int:
+    """The highest sum of what comes and goes while images are encoded: linear in their number."""
+    tokenizer.to_empty(device="cpu")
+
+    def peak(images: int) -> int:
+        live = LiveBytes()
+        with live, torch.no_grad():
+            for tensor in (*tokenizer.parameters(), *tokenizer.buffers()):
+                live.count(tensor, 0)
+            tokenizer.encode(torch.empty(images, 3, tokenizer.resolution, tokenizer.resolution))
+        return live.peak
+
+    if batch <= ENCODED[-1]:
+        return peak(batch)
+    few, more = (peak(images) for images in ENCODED)
+    return more + (batch - ENCODED[-1]) * (more - few)
+
+
 @contextmanager
 def _of_depth(model: VAR, depth: int) -> Iterator[None]:
     """The model with its first ``depth`` blocks only."""
@@ -208,10 +254,10 @@ def _kernels_of(device_type: str) -> Iterator[None]:
     if device_type == "cpu":
         yield
         return
-    before = linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out
-    linear.HAS_ONEDNN, cross_entropy.MINIMUM = False, 2**62
+    before = linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out, autoencoder.PART_BYTES
+    linear.HAS_ONEDNN, cross_entropy.MINIMUM, autoencoder.PART_BYTES = False, 2**62, 2**62
     attention.written_out = lambda device_type, dtype: False
     try:
         yield
     finally:
-        linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out = before
+        linear.HAS_ONEDNN, cross_entropy.MINIMUM, attention.written_out, autoencoder.PART_BYTES = before
