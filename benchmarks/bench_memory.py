@@ -6,7 +6,7 @@
 VAR-256 by depth. Each case is a process of its own: on a CPU what its resident memory rises to in two steps above
 what it was before the model was built (a small model has run by then, so that libraries are loaded), on a GPU what
 torch has allocated at most. On Linux glibc is told to give freed memory back at once; ``as run`` is without that: what
-its heap keeps for later comes on top. A case whose estimate exceeds ``--limit`` GB is left out.
+its heap keeps for later comes on top. A case whose estimate exceeds ``--limit`` GB is left out, and said.
 """
 
 from __future__ import annotations
@@ -47,28 +47,33 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--checkpoint", type=int, nargs="+", choices=[0, 1], default=[0, 1])
     parser.add_argument("--schedule", type=ScaleSchedule.parse, default=VAR_256)
-    parser.add_argument("--limit", type=float, default=16.0, help="GB")
+    parser.add_argument("--limit", type=float, help="GB; by default 16 on a CPU, all that a GPU has")
     parser.add_argument("--out", type=Path, default=Path("memory.json"))
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measure(options.schedule, options.device, **options.one)))
         return
+    limit = options.limit
+    if limit is None:
+        limit = torch.cuda.mem_get_info()[1] / 1e9 if options.device == "cuda" else 16.0
     rows: list[dict[str, object]] = []
     cases = product(options.depths, options.batches, options.precisions, options.checkpoint)
     for depth, batch, precision, checkpoint in tqdm(list(cases), unit="case"):
         case = {"depth": depth, "batch": batch, "precision": precision, "checkpoint": bool(checkpoint)}
         estimated = estimate(options.schedule, options.device, **case)
-        if estimated > 1e9 * options.limit:
+        if estimated > 1e9 * limit:
+            print(f"left out: {case}, {estimated / 1e9:.1f} GB of {limit:.1f}", file=sys.stderr)
             continue
         command = [sys.executable, __file__, "--device", options.device, "--schedule", str(options.schedule)]
-        measured, as_run = (
+        measured, *as_run = (
             int(subprocess.run(
                 [*command, "--one", json.dumps(case)], check=True, stdout=subprocess.PIPE, env=os.environ | variables
             ).stdout)
-            for variables in (AT_ONCE, {})
+            for variables in ((AT_ONCE, {}) if options.device == "cpu" else ({},))
         )  # fmt: skip
-        sizes = {"estimated GB": estimated / 1e9, "measured GB": measured / 1e9, "as run GB": as_run / 1e9}
+        sizes = {"estimated GB": estimated / 1e9, "measured GB": measured / 1e9}
+        sizes |= {"as run GB": size / 1e9 for size in as_run}
         rows.append({**case, **sizes, "ratio": estimated / measured})
         options.out.write_text(json.dumps({**machine(torch.device(options.device)), "rows": rows}, indent=2))
     print(markdown_table(rows))
