@@ -226,10 +226,10 @@ def predict_holdout(
     below = size_n < n_target * (1 - 1e-6)
     if not below.any():
         raise PredictionError(f"no finished run is smaller than {name} = {n_target:.6g}; train smaller sizes first")
-    seen = (table.rows[name].to_numpy(np.float64) >= n_target * (1 - 1e-6)) & table.rows[y].notna().to_numpy()
     used = usable.where(below).comparable(fixed_tokens=True)
     fit = law.fit(used, y, bootstrap=bootstrap, seed=seed)
     low, high = fit.predict_interval(n_target, LEVEL, seeds)
+    seen = (table.rows[name].to_numpy(np.float64) >= n_target * (1 - 1e-6)) & table.rows[y].notna().to_numpy()
     previous = float(used.values(name).max())
     last = used.values(name) == previous
     return Prediction(

@@ -226,7 +226,8 @@ def one_rate_a_size(
     if not several_rates(table, n):
         return table, ()
     horizon = _horizons(table)
-    rate_n, size_n = rates(table), table.rows[n].to_numpy(np.float64)
+    rate_n, size_n = np.full(len(table), np.nan), table.rows[n].to_numpy(np.float64)
+    rate_n[horizon >= 0] = rates(RunTable(table.usable))
     reason = table.rows["exclude_reason"].to_numpy(dtype=object).copy()
     scans = []
     for members in (horizon == i for i in range(int(horizon.max()) + 1)):
@@ -295,8 +296,8 @@ def _horizons(table: RunTable) -> NDArray[np.int64]:
 
 
 def _diverged_beside(table: RunTable, runs: RunTable) -> RunTable:
-    """The diverged rows that are runs of the same scan: not excluded, same tokenizer and data set, as many steps."""
-    keep = (table.rows["status"] == "diverged") & (table.rows["exclude_reason"] == "")
+    """The diverged rows that are runs of the same scan: with a rate, not excluded, on the same data, as many steps."""
+    keep = (table.rows["status"] == "diverged") & (table.rows["exclude_reason"] == "") & (table.rows[RATE] > 0)
     names = ["tokenizer_id", "dataset_id", *(["steps"] if runs.has("steps") else [])]
     for name in names:
         keep &= table.rows[name].isin(runs.rows[name])

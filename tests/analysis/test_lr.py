@@ -121,6 +121,7 @@ def test_only_diverged_runs_of_the_scan_count(make_study: Callable[..., Path]) -
 
     assert first(lost) is None
     others = {"exclude_reason": "bad node", "tokenizer_id": "tok1", "dataset_id": "data1", "steps": 600.0}
+    others["lr_peak"] = np.nan
     assert {name: first(lost.assign(**{name: value})) for name, value in others.items()} == dict.fromkeys(
         others, "highest"
     )
@@ -157,6 +158,9 @@ def test_a_rate_is_chosen_where_it_can_be(make_study: Callable[..., Path]) -> No
     """One size scanned and the others not: all are compared at the rate they share, and not at all without one."""
     rows = scanned(make_study, rates=(0.005, 0.01, 0.02)).rows
     some = rows[(rows["width"] == 64) | (rows["lr_peak"] == 0.02)]
+    some = pd.concat(
+        [some, rows.iloc[:1].assign(status="failed", lr_peak=np.nan)], ignore_index=True
+    )  # changes nothing
     analysis = analyse(RunTable(some), bootstrap=0)
     assert set(analysis.used.rows["lr_peak"]) == {0.02} and len(analysis.used) == 10
     assert analysis.table.rows["exclude_reason"].str.contains("the one that all sizes have is 0.02").sum() == 4
