@@ -23,7 +23,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
-from varscale.cache.ranks import place
 from varscale.cache.reader import TokenCache
 from varscale.cache.writer import write_cache
 from varscale.data.dead_leaves import DeadLeaves
@@ -32,6 +31,7 @@ from varscale.data.order import batch_indices
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.shape import Shape
 from varscale.models.var import VAR
+from varscale.ranks import place
 from varscale.records import CURVE_FILE, Run, read_curve, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.training.checkpoints import CHECKPOINTS, Checkpoints, Owner, described

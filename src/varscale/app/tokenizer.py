@@ -23,11 +23,11 @@ from varscale.app.config import ConfigError
 from varscale.app.identity import TOKENIZER_FILE, stage1_identity
 from varscale.app.lock import LOCK_FILE, hold
 from varscale.app.ranks import join
-from varscale.cache.ranks import place
 from varscale.data.loader import Share, as_it_is, train_loader, val_batches
 from varscale.data.source import ImageSource
 from varscale.evaluation.pictures import table_picture
 from varscale.evaluation.reconstruction import reconstruction_rows
+from varscale.ranks import place
 from varscale.records import RecordError, atomic_write, clear_remains, read_json, write_json
 from varscale.tokenizers.storage import load_tokenizer, save_tokenizer
 from varscale.training.checkpoints import Checkpoints, Owner
@@ -118,8 +118,8 @@ def train_tokenizer(cfg: DictConfig, folder: Path, identity: str) -> None:
         batches = val_batches(source, batch=max(1, batches.end // world), limit=cfg.stage1.val_images)
     if len(batches) < world:
         raise ConfigError(f"stage1.val_images: {batches.end} validation images for {world} processes; each needs one")
-    mine = [batches[number] for number in range(rank, len(batches), world)]
-    validation = DataLoader(mine, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
+    mine = range(rank, len(batches), world)
+    validation = DataLoader(batches, batch_size=None, sampler=mine, collate_fn=as_it_is)  # type: ignore[arg-type]
     every = cfg.stage1.validate_every
     with without_advice():
         trainer = build_trainer(

@@ -28,10 +28,10 @@ from varscale.app.isoflop import intended_flops
 from varscale.app.lock import LOCK_FILE, hold
 from varscale.app.ranks import join
 from varscale.app.run_row import describe
-from varscale.cache.ranks import place
 from varscale.data.loader import Share
 from varscale.evaluation.heldout import HeldOut, held_out
 from varscale.models.var import VAR
+from varscale.ranks import place
 from varscale.records import RUN_FILE, atomic_write, clear_remains, read_run
 from varscale.tokenizers.storage import load_tokenizer
 from varscale.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, Owner

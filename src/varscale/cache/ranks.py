@@ -1,7 +1,6 @@
-"""The processes that write one cache together, and how each tells the others what it has done.
+"""How each of the processes that write one cache together tells the others what it has done.
 
-Whoever starts them (Lightning, torchrun, Slurm) initialises ``torch.distributed``; without it a process is alone. Only
-lists of shards travel, so any backend will do, and nothing is exchanged while images are encoded.
+Only lists of shards travel, so any backend will do, and nothing is exchanged while images are encoded.
 """
 
 from __future__ import annotations
@@ -11,15 +10,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from varscale.cache.manifest import CacheError
+from varscale.ranks import place
 
 T = TypeVar("T")
-
-
-def place() -> tuple[int, int]:
-    """The rank of this process and how many there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def of_all(value: T) -> list[T]:

@@ -30,8 +30,9 @@ from varscale.cache.manifest import (
     file_sha256,
     shard_file,
 )
-from varscale.cache.ranks import of_all, place
+from varscale.cache.ranks import of_all
 from varscale.data.source import ImageBatch, ImageSource, Split
+from varscale.ranks import place
 from varscale.records import atomic_write, clear_remains
 from varscale.tokenizers.protocol import Tokenizer
 

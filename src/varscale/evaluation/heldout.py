@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from varscale.cache.ranks import place
 from varscale.models.protocol import GenerativeModel
+from varscale.ranks import place
 from varscale.tokenizers.tokens import TokenBatch
 
 

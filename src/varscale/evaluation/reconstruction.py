@@ -19,6 +19,7 @@ from torch import Tensor
 
 from varscale.data.source import ImageBatch
 from varscale.evaluation.pictures import table_picture, to_bytes
+from varscale.ranks import place
 from varscale.tokenizers.autoencoder import VQAutoencoder
 
 LEAST_ERROR = 1e-10  # squared; a perfect reconstruction counts as 106 dB
@@ -132,9 +133,8 @@ def _usage_and_perplexity(counts_V: Tensor) -> tuple[float, float]:
 
 
 def _over_ranks(sums: Tensor) -> Tensor:
-    """The sum over all ranks; the device is the one the process group can reduce on."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return sums
-    total = sums.cuda() if dist.get_backend() == "nccl" else sums.clone()
-    dist.all_reduce(total)
-    return total.cpu()
+    """The sum over all ranks."""
+    total = sums.clone()
+    if place()[1] > 1:
+        dist.all_reduce(total)
+    return total

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varscale.codes import CodeSpec
+from varscale.ranks import place
 from varscale.tokenizers.precision import full_float32
 
 CodebookUpdate = Literal["gradient", "ema"]
@@ -171,7 +172,7 @@ def _draw(features_NC: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def _draw_over_ranks(features_NC: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``_draw`` from the features of all ranks, those of rank 0 first: each puts in the rows that it holds."""
-    rank, world = _place()
+    rank, world = place()
     if world == 1:
         return _draw(features_NC, count, generator)
     held = len(features_NC)
@@ -190,7 +191,7 @@ def _rows(available: int, count: int, generator: torch.Generator) -> Tensor:
 
 def over_ranks(batch: Tensor) -> Tensor:
     """The batches of all ranks, which are equally large, as one: rank after rank."""
-    world = _place()[1]
+    world = place()[1]
     if world == 1:
         return batch
     parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(world)]
@@ -198,17 +199,11 @@ def over_ranks(batch: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _place() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def _sum_over_ranks(tensor: Tensor) -> None:
-    if _place()[1] > 1:
+    if place()[1] > 1:
         dist.all_reduce(tensor)
 
 
 def _from_first_rank(tensor: Tensor) -> None:
-    if _place()[1] > 1:
+    if place()[1] > 1:
         dist.broadcast(tensor.data, src=0)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from varscale.cache.ranks import place
+from varscale.ranks import place
 
 T = TypeVar("T")
 

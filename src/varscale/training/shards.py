@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.tensor import DTensor
 
-from varscale.cache.ranks import place
+from varscale.ranks import place
 
 REST = "rest.pt"
 OPTIMIZER = "optimizer"
