@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from varscale import records
-from varscale.app import train
+from varscale.app import run_row, train
 from varscale.cache import writer
 from varscale.training.checkpoints import Checkpoints
 from varscale.training.generator_task import GeneratorTask
@@ -43,6 +43,7 @@ def die() -> None:
 def instrument(stage: str, rank: int, study: Path, kill: Kill | None) -> None:
     """Note the batch of every step, keep the last checkpoints of a finished run, and place the kill."""
     train.matrix_peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
+    run_row.git_state = lambda: (None, None)  # of the run's record: somebody may commit in the meantime
     Checkpoints.finish = lambda self: None  # type: ignore[method-assign]
     left = kill.count if kill is not None else 0
 
