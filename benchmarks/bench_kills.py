@@ -124,6 +124,8 @@ def attempt(stage: str, cfg: DictConfig, study: Path, kill: Kill | None, process
     moment = time.monotonic() + kill.count / 1000 if kill is not None and kill.kind == "clock" else None
     deadline = time.monotonic() + PATIENCE_S
     codes: dict[int, int] = {}
+    stopped = False  # by this process
+    died = False  # of the kill, whatever the others then made of it before they were stopped too
     while len(codes) < processes:
         for child in children:
             if child not in codes:
@@ -131,8 +133,10 @@ def attempt(stage: str, cfg: DictConfig, study: Path, kill: Kill | None, process
                 if ended:
                     codes[child] = os.waitstatus_to_exitcode(status)
         now = time.monotonic()
-        timed_out = now > deadline
-        if (moment is not None and now >= moment) or timed_out or any(codes.values()):
+        timed_out, due = now > deadline, moment is not None and now >= moment
+        died |= not stopped and (codes.get(children[chosen]) == -signal.SIGKILL or (due and not any(codes.values())))
+        if due or timed_out or any(codes.values()):
+            stopped = True
             for child in children:  # as torchrun ends the others
                 if child not in codes:
                     os.kill(child, signal.SIGKILL)
@@ -140,7 +144,7 @@ def attempt(stage: str, cfg: DictConfig, study: Path, kill: Kill | None, process
         if timed_out:
             raise RuntimeError(f"{stage} took more than {PATIENCE_S} s; see {study}.log")
         time.sleep(0.002)
-    if any(code not in (0, -signal.SIGKILL) for code in codes.values()):
+    if not died and any(code not in (0, -signal.SIGKILL) for code in codes.values()):
         raise RuntimeError(f"{stage} ended with {sorted(codes.values())}; see {study}.log")
     return any(codes.values())
 
