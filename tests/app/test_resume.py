@@ -23,7 +23,7 @@ from varscale.app.entry import user_message
 from varscale.app.identity import CONFIG_FILE
 from varscale.app.train import run_training
 from varscale.records import CURVE_FILE, Run, read_curve, read_json, read_run, write_json
-from varscale.training.checkpoints import CHECKPOINTS, CheckpointError, described
+from varscale.training.checkpoints import CHECKPOINTS, CheckpointError, Checkpoints, Owner, described
 from varscale.training.generator_task import GeneratorTask
 from varscale.training.health import DivergedError
 from varscale.training.saving import Saving
@@ -213,6 +213,17 @@ def test_another_configuration_in_the_folder_is_refused(cfg: DictConfig, monkeyp
     assert train(cfg, "reused", {"train.steps": 8})
     with pytest.raises(ValueError, match="holds a finished run with other settings"):
         train(cfg, "reused", {"train.steps": 6})
+
+
+def test_an_unfinished_tokenizer_of_another_configuration_is_refused(cfg: DictConfig, tmp_path: Path) -> None:
+    changed = cfg.copy()
+    OmegaConf.set_readonly(changed, False)
+    OmegaConf.update(changed, "paths.tokenizer", str(tmp_path))
+    checkpoints = Checkpoints(tmp_path, Owner("another", "data"))
+    checkpoints.save_checkpoint({"global_step": 2}, checkpoints.path(2))
+    with pytest.raises(CheckpointError, match=r"another run's .run another, not .*another study=NAME"):
+        tokenizer.main(changed)
+    assert checkpoints.last_step() == 2 and not (tmp_path / tokenizer.STAGE_FILE).exists()
 
 
 def test_a_run_that_dies_after_its_kept_last_step_is_finished(

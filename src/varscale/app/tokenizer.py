@@ -87,12 +87,11 @@ def train_tokenizer(cfg: DictConfig, folder: Path, identity: str) -> None:
             f"tokenizer.dropout={tokenizer.config.dropout} on {world} devices: what is dropped would depend on their "
             "number; set tokenizer.dropout=0 or trainer.devices=1"
         )
-    if rank == 0:
-        claim(folder, identity)
     checkpoints = Checkpoints(folder, Owner(identity, source.fingerprint))
     checkpoint = from_first(checkpoints.newest)
     first_step = 0 if checkpoint is None else checkpoint.step
     if rank == 0:
+        claim(folder, identity)
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     if checkpoint is not None and rank == 0:
         log.info("the tokenizer continues from step %d of %d (%s)", first_step, steps, checkpoint.path)
@@ -162,7 +161,7 @@ def belongs(folder: Path, identity: str) -> bool:
 
 
 def claim(folder: Path, identity: str) -> None:
-    """Make ``folder`` this configuration's: an unfinished stage 1 of another is dropped, a finished one is kept.
+    """Make ``folder`` this configuration's, where no checkpoint says otherwise.
 
     Raises:
         ConfigError: if the folder holds the finished tokenizer of another configuration, or cannot be written.
