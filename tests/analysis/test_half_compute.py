@@ -108,3 +108,22 @@ def test_the_designs_agree_on_a_known_law_and_strangers_are_refused(
     others = replace(given["trunk"], rows=given["trunk"].rows.assign(run_id=given["separate"].rows["run_id"][:12]))
     with pytest.raises(ValueError, match="72 branches are not of these trunks"):
         bench.compare({**given, "trunk": others}, **options)
+
+
+def test_the_page_says_what_its_tables_give(bench: ModuleType, repository: Path) -> None:
+    page = repository / "docs/results/half-compute"
+    tables = {name: RunTable.read(page / name / "runs.csv") for name in ("trunk", "cooldown", "separate")}
+    report, _ = bench.compare(tables, n="params_nonembed", y="val_nats_per_token_avg", draws=60)
+    text = (page / "README.md").read_text()
+    for name in ("cooldown", "average"):
+        design = report["designs"][name]
+        assert design["share_of_separate"] < 0.5
+        assert f"**{design['share_of_separate']:.3f}**".replace("0.", ".") in text
+    for design in report["designs"].values():
+        assert f"{design['n_exponent']['law']['value']:.3f} [".replace("0.", ".") in text
+    (apart,) = (
+        row
+        for row in report["differences"]
+        if row["route"] == "cooldown - separate" and row["quantity"] == "exponent of N_opt"
+    )
+    assert not apart["disagrees"] and f"{apart['value']:+.3f}".replace("0.", ".") in text
