@@ -384,3 +384,14 @@ def test_a_compiled_run_is_the_same(cfg: DictConfig, whole: Path, monkeypatch: p
     assert train(cfg, "compiled", {"train.steps": 8, "trainer.compile": True})
     assert len(compiled) == 1
     assert_same_weights(run_folder(cfg, "compiled"), whole)
+
+
+def test_deterministic_algorithms_on_request(cfg: DictConfig, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU they change nothing; every operation of a step has one."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which Lightning sets
+    try:
+        assert train(cfg, "deterministic", {"train.steps": 8, "trainer.deterministic": True})
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_weights(run_folder(cfg, "deterministic"), whole)

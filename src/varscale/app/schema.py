@@ -199,6 +199,7 @@ class Trainer:
     workers: int = MISSING
     compile: bool = MISSING
     checkpoint_blocks: bool = MISSING
+    deterministic: bool = False
 
 
 @dataclass

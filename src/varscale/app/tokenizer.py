@@ -131,6 +131,7 @@ def train_tokenizer(cfg: DictConfig, folder: Path, identity: str) -> None:
             nodes=cfg.trainer.num_nodes,
             unused_parameters=tokenizer.pyramid.idle_refiners,
             precision=cfg.trainer.precision,
+            deterministic=cfg.trainer.deterministic,
             num_sanity_val_steps=0,
             val_check_interval=every,
             check_val_every_n_epoch=None,

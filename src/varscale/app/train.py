@@ -177,6 +177,7 @@ def run_training(cfg: DictConfig, folder: Path) -> None:
             nodes=cfg.trainer.num_nodes,
             division=cfg.trainer.strategy,
             precision=cfg.trainer.precision,
+            deterministic=cfg.trainer.deterministic,
             accumulate_grad_batches=share.passes,
         )
         try:
