@@ -167,7 +167,7 @@ OPTIONS = """\
 options:
   KEY=VALUE            override a value of the configuration, e.g. seed=1
   GROUP=NAME           choose a file of a group, e.g. data=cifar10
-  -m, --multirun       start every run of a sweep (sweeps=NAME, or KEY=a,b,c)
+  -m, --multirun       of train: start every run of a sweep (sweeps=NAME, or KEY=a,b,c)
   --cfg job            print the composed configuration and stop (--resolve fills interpolations in)
   -cd, --config-dir D  look for groups in folder D as well, e.g. your own D/sweeps/mine.yaml
   --help, --version"""

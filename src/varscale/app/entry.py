@@ -117,6 +117,10 @@ def user_message(error: BaseException) -> str | None:
 
 def _run(verb: str, argv: Sequence[str]) -> int:
     flags = get_args_parser().parse_args(list(argv))
+    if flags.multirun and verb != "train":
+        raise ConfigError(
+            f"-m starts every run of a sweep, for varscale train; varscale {verb} takes sweeps=NAME without"
+        )
     if flags.config_dir is not None:
         folder = Path(flags.config_dir).absolute()
         if not folder.is_dir():
