@@ -112,8 +112,10 @@ def test_a_sweep_of_wandbs_own_sweeper(
     line = [words.get(word, word) for word in sweep["command"]]
     assert line[:3] == ["", "varscale", "train"] and line[-1] == "ARGS"
     overrides = [*line[3:-1], *(f"{key}={value}" for key, value in chosen.items())]
-    assert main(["train", "--cfg", "job", *overrides, f"paths.outputs={tmp_path}"]) == 0
-    assert "mode: online" in capsys.readouterr().out
+    assert main(["train", "--cfg", "job", "--resolve", *overrides, f"paths.outputs={tmp_path}"]) == 0
+    composed = yaml.safe_load(capsys.readouterr().out)
+    assert composed["logger"]["mode"] == "online" and composed["paths"]["cache"] == f"{tmp_path}/quickstart/cache"
+    assert (composed["study"] == "quickstart") == (name == "wandb_ladder")  # only the ladder's runs are of its study
 
 
 @pytest.mark.parametrize("name", WANDB_SWEEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,9 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from varscale.app import launcher
 from varscale.app.devices import DevicePool
@@ -96,13 +100,37 @@ def test_a_crash_leaves_the_others_running_and_is_retried_as_often_as_allowed(
     assert len(started(study)) == 3
 
 
-def test_a_killed_run_is_started_again_and_the_sweep_is_whole(verb: Verb, program: str, study: Path) -> None:
+def test_a_killed_run_is_started_again_and_the_sweep_is_whole(
+    verb: Verb, program: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(launcher, "tqdm", lambda **how: tqdm(**how | {"disable": False}))  # as on a terminal
+    monkeypatch.setattr(launcher, "progress", lambda folder: looks.append(time.monotonic()) or "step 3/20")
     code, text = verb(*ONE, "act=killed_once", program)
     assert code == 0, text
     assert "killed by SIGKILL" in text and "it will be started again" in text
     assert len(list(study.glob("outputs/runs/*/done"))) == 1 and len(started(study)) == 2
     attempts = json.loads((study / f"outputs/runs/act=killed_once,{FOLDERS[0]}/attempts.json").read_text())
     assert (attempts["starts"], attempts["failures"], attempts["outcome"]) == (2, 1, "finished")
+    assert "step 3/20" in text and all(later - sooner > 1.9 for sooner, later in pairwise(looks))
+
+
+def test_a_run_that_cannot_be_started_stops_no_other(
+    verb: Verb, program: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawn(line: list[str], *, console: Path, **how: Any) -> subprocess.Popen[bytes]:
+        if console.parent.name == FOLDERS[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return launch(line, console=console, **how)
+
+    launch = launcher.spawn
+    monkeypatch.setattr(launcher, "spawn", spawn)
+    monkeypatch.setattr(launcher, "visible_devices", lambda: ("3",))  # which the other run gets, too
+    code, text = verb(*TWO, program, "trainer.accelerator=gpu")
+    assert code == 1 and "failed (not started: No space left on device)" in text and "1 of 2 runs failed" in text
+    assert [row[-1] for row in started(study)] == ["1"] and (study / f"outputs/runs/{FOLDERS[1]}/done").exists()
+    attempts = json.loads((study / f"outputs/runs/{FOLDERS[0]}/attempts.json").read_text())
+    assert attempts["failures"] == 0  # so that the next launch starts it
 
 
 def test_what_is_not_retried(verb: Verb, program: str, study: Path) -> None:

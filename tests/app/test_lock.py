@@ -33,6 +33,7 @@ with hold(Path(sys.argv[1]), what="x", remedy="y"):
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    lock._say_that_there_are_none.cache_clear()
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -79,7 +80,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_without_locks_is_said(
+def test_a_full_disk_does_not_take_the_name_of_the_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with hold(tmp_path / LOCK_FILE, what="x", remedy="y"):
+        assert holder(tmp_path / LOCK_FILE) == "another process"
+
+
+def test_a_file_system_without_locks_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(handle: int, kind: int) -> None:
@@ -87,7 +97,8 @@ def test_a_file_system_without_locks_is_said(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with hold(tmp_path / LOCK_FILE, what="x", remedy="y"):
-        assert "this file system has no locks" in caplog.text
+        assert holder(tmp_path / LOCK_FILE) is None
+    assert caplog.text.count("this file system has no locks") == 1
 
 
 def test_a_run_is_not_trained_twice_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from varscale.app import status as status_verb
 from varscale.app.attempts import Attempts
 from varscale.app.cli import main
 from varscale.app.lock import LOCK_FILE, hold
@@ -69,9 +73,11 @@ def test_step_loss_speed_and_time_left(tmp_path: Path) -> None:
     state = read_state(folder)
     assert (state.state, state.step, state.steps, state.loss, state.images_per_s) == ("interrupted", 20, 100, 3.5, 10.0)
     assert state.left_s is None and progress(folder) == "step 20/100"
+    beat(folder, step=60, ago_s=3600)
+    os.utime(folder / "progress.json", (time.time() - 3600,) * 2)
     with hold(folder / LOCK_FILE, what="x", remedy="y"):
-        state = read_state(folder)
-        assert state.left_s == pytest.approx(80 * 4 / 10)
+        state = read_state(folder)  # started again since, from a checkpoint that nobody has told of
+        assert (state.step, state.left_s) == (20, pytest.approx(80 * 4 / 10))
         beat(folder, step=60, ago_s=2)
         state = read_state(folder)
         assert (state.step, state.loss, state.images_per_s) == (60, 3.25, 20.0)
@@ -137,8 +143,14 @@ def test_all_runs_of_a_study_and_none(
     code, text = status("study=mine")
     assert code == 2 and "there is no run in" in text
     record(tmp_path / "mine/runs/single", status="finished")
-    code, text = status("study=mine", "status.watch=0.1")  # ends with the last run
-    assert code == 0 and "single  finished" in text
+    failed = record(tmp_path / "mine/runs/another", status="failed")
+    run, launch = ExitStack(), ExitStack()
+    run.enter_context(hold(failed / LOCK_FILE, what="x", remedy="y"))
+    launch.enter_context(hold(tmp_path / "mine/runs/.launch-adhoc.lock", what="x", remedy="y"))
+    waits = iter([run.close, launch.close])  # a run that has failed may be started again while it is being launched
+    monkeypatch.setattr(status_verb, "time", SimpleNamespace(sleep=lambda seconds: next(waits)()))
+    code, text = status("study=mine", "status.watch=0.1")
+    assert code == 0 and "single   finished" in text and text.count("another  failed") == 2 and not list(waits)
     assert status("study=mine", "status.watch=0")[0] == 2
     (tmp_path / "mine/runs/single/slurm_job").write_text("71\n")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -57,7 +57,7 @@ def test_a_sweep_is_distinct_runs_with_the_steps_it_plans(name: str) -> None:
     assert hydra.runtime.choices.sweeps == name
     jobs = swept_overrides(hydra)
     assert len(jobs) > 1, f"sweeps/{name}.yaml plans no runs, neither by hydra.sweeper.params nor by runs"
-    names = {run_name(job, hydra.launcher.unnamed) for job in jobs}
+    names = {run_name(job) for job in jobs}
     assert len(names) == len(jobs)
     file: Any = OmegaConf.to_container(OmegaConf.load(resources_root() / "sweeps" / f"{name}.yaml"), resolve=False)
     planned = file.get("train", {}).get("steps")
@@ -145,15 +145,15 @@ def test_a_base_and_a_budget_that_are_off_leave_the_id_as_it_was() -> None:
 def test_branches_start_from_what_their_trunk_keeps(trunk: str, branches: str) -> None:
     """Every horizon begins to cool at a step that the trunk keeps, in the folder that the trunk's sweep gives it."""
     _, node = compose("train", [f"sweeps={trunk}"])
-    jobs = expand(OmegaConf.to_container(node.sweeper)["params"])  # type: ignore[index,call-overload,arg-type]
+    jobs = swept_overrides(node)
     long, _ = compose("train", [f"sweeps={trunk}", *jobs[-1]])
-    folder = run_name(jobs[-1], node.launcher.unnamed)
+    folder = run_name(jobs[-1])
     _, node = compose("train", [f"sweeps={branches}"])
-    params: dict[str, Any] = OmegaConf.to_container(node.sweeper)["params"]  # type: ignore[index,call-overload,assignment]
-    horizons = [int(steps) for steps in str(params["train.steps"]).split(",")]
-    assert len(expand(params)) == len(jobs) * len(horizons)
+    cooled = swept_overrides(node)
+    horizons = [int(steps) for steps in str(node.sweeper.params["train.steps"]).split(",")]
+    assert len(cooled) == len(jobs) * len(horizons)
     optim, kept = build_optim(long), set(long.train.keep_steps)
-    branch, _ = compose("train", [f"sweeps={branches}", *expand(params)[-1]])
+    branch, _ = compose("train", [f"sweeps={branches}", *cooled[-1]])
     assert {build_optim(branch).cooldown_start(steps) for steps in horizons} == kept
     assert long.train.steps == max(kept) and long.train.steps * 5 == max(horizons) * 4
     assert branch.train.branch.trunk.rpartition("/")[2] == folder
@@ -182,15 +182,6 @@ def test_isoflop_steps_spend_the_budget() -> None:
         intended_flops(4e11, 5e11)
     with pytest.raises(ConfigError, match=r"train\.budget_flops is None"):
         compose("train", ["sweeps=isoflop", "train.budget_flops=null"])
-
-
-def expand(params: dict[str, Any]) -> list[list[str]]:
-    """The overrides of every run, as Hydra's basic sweeper expands them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    (batch,) = BasicSweeper.split_arguments(overrides, None)
-    return batch
 
 
 def test_the_folder_of_resources_is_absolute() -> None:

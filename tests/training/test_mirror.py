@@ -120,7 +120,7 @@ def test_a_run_continued_offline_is_one_whole_offline_run(tmp_path: Path) -> Non
     summary: dict[str, Any] = {}
     for record in records:
         summary |= items(record.summary.update)
-    assert summary["val_nats_per_token_avg"] == 1.0 and "fid" not in summary
+    assert summary["val_nats_per_token_avg"] == 1.0 and summary["fid"] is None
     tables = [point for point in history(tmp_path) if any(key.startswith("reconstructions") for key in point)]
     assert len(tables) == 1
 
@@ -238,15 +238,15 @@ def test_a_run_continued_online_is_the_same_run_with_each_step_once(server: Serv
     first = open_mirror("online", **arguments(tmp_path))
     for point in points[:3]:
         first.log(point)
-    first.finish({"status": "stopped"}, failed=True)
+    first.finish({"status": "stopped", "mfu": 0.25}, failed=True)
     assert [line["step"] for line in server.lines if "step" in line] == [10, 20, 30]
     second = open_mirror("online", **arguments(tmp_path))  # from the checkpoint of step 20
     second.catch_up([row for row in rows if int(row["step"]) <= 20])
     for point in points[2:]:
         second.log(point)
-    second.finish({"status": "finished", "val_nats_per_token_avg": 0.0}, failed=False)
+    second.finish({"status": "finished", "val_nats_per_token_avg": 0.0, "mfu": None}, failed=False)
     assert [line["step"] for line in server.lines if "step" in line] == [10, 20, 30, 40]
-    assert server.summary["status"] == "finished" and server.summary["step"] == 40
+    assert server.summary["status"] == "finished" and server.summary["step"] == 40 and server.summary.get("mfu") is None
 
 
 def test_a_server_that_goes_away_neither_stops_nor_holds_a_run(

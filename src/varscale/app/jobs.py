@@ -28,6 +28,7 @@ from varscale.app.run_state import SLURM_FILE, queued_jobs
 from varscale.records import RUN_FILE, RecordError, read_json
 
 CONSOLE_FILE = "console.log"
+LAUNCH_LOCK = ".launch-{}.lock"  # of a sweep, in the folder of its runs
 # Keys, with all below them, that are no part of a run's folder name: they do not change what is measured.
 UNNAMED = (
     "sweeps", "debug", "design", "study", "paths", "trainer", "logger", "sample", "plan", "analysis", "status",
@@ -53,7 +54,6 @@ class LauncherConf:
     threads_per_job: int = 1  # of each process of a run
     retries: int = 1  # starts after a crash, counted over all launches of these settings
     leave_out: list[str] = field(default_factory=list)  # overrides, such as model.width=64, whose runs are not started
-    unnamed: list[str] = field(default_factory=lambda: list(UNNAMED))
     program: list[str] | None = None  # command line in front of the verb; null: this interpreter with -m varscale
 
     def check(self) -> None:
@@ -101,6 +101,12 @@ class Job:
         self.attempts = self.attempts.ended(self.status, crashed=self.crashed, retryable=code != _USER_ERROR)
         self.attempts.write(self.folder)
 
+    def fail_to_start(self, why: OSError) -> None:
+        """Note that no process could be started for it: no crash, so that the next launch tries again."""
+        self.status = f"failed (not started: {why.strerror})"
+        self.attempts = self.attempts.ended(self.status, crashed=True, retryable=False)
+        self.attempts.write(self.folder)
+
     @property
     def crashed(self) -> bool:
         """Whether it failed."""
@@ -136,7 +142,7 @@ def planned_jobs(
     root = Path(config.hydra.sweep.dir).absolute()
     jobs = []
     for overrides in job_overrides:
-        name = run_name(overrides, settings.unnamed)
+        name = run_name(overrides)
         jobs.append(Job(name, tuple(overrides), root / name))
     _check_names(jobs, settings.leave_out)
     _check_writable([root, *(job.folder for job in jobs if job.folder.exists())])

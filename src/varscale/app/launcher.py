@@ -7,6 +7,7 @@ two threads. A finished run is skipped without starting a process, so a sweep is
 from __future__ import annotations
 
 import importlib
+import math
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from varscale.app.devices import VISIBLE, DevicePool, visible_devices
 from varscale.app.jobs import (
     CONSOLE_FILE,
     INTERRUPTED,
+    LAUNCH_LOCK,
     Job,
     LauncherConf,
     command,
@@ -43,6 +45,7 @@ from varscale.app.processes import GRACE_S, available_cores, spawn, stop
 from varscale.app.run_state import progress
 
 _POLL_S = 0.1
+_SHOW_S = 2.0  # between two looks into the folders of the running runs, which may lie on a network
 # Hydra takes launchers only from below the namespace hydra_plugins; `register` puts them there.
 PLUGIN_MODULE = "hydra_plugins.varscale"
 
@@ -77,7 +80,7 @@ class SweepLauncher(Launcher):
         folder = Path(self.config.hydra.sweep.dir).absolute()
         what = f"the sweep {sweep} in {folder} is being launched"
         remedy = "wait for it, or end it (Ctrl-C there); varscale status shows how its runs stand"
-        with hold(folder / f".launch-{sweep}.lock", what=what, remedy=remedy):
+        with hold(folder / LAUNCH_LOCK.format(sweep), what=what, remedy=remedy):
             jobs = planned_jobs(self.config, self.context, job_overrides, self.settings)
             try:
                 self.run(jobs)
@@ -121,18 +124,25 @@ class ProcessesLauncher(SweepLauncher):
         limit = self._limit(waiting)
         print(f"{len(jobs)} runs, {limit} side by side, in {self.config.hydra.sweep.dir}", file=sys.stderr)
         running: list[Running] = []
-        self.ended = 0
+        self.ended, shown = 0, -math.inf
         try:
             with tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
                 while waiting or running:
-                    while waiting and len(running) < limit and (started := self._start(waiting[0])) is not None:
-                        del waiting[0]
-                        running.append(started)
+                    while waiting and len(running) < limit and (devices := self._devices(waiting[0])) is not None:
+                        job = waiting.pop(0)
+                        try:
+                            running.append(self._start(job, devices))
+                        except OSError as error:  # a full disk, no more processes: the others go on
+                            self.pool.give_back(devices)
+                            job.fail_to_start(error)
+                            waiting += self._settle(job, bar)
                     for ended in [one for one in running if one.process.poll() is not None]:
                         running.remove(ended)
-                        waiting += self._settle(ended, bar)
-                    if not bar.disable:
+                        self._note(ended)
+                        waiting += self._settle(ended.job, bar)
+                    if not bar.disable and time.monotonic() - shown > _SHOW_S:
                         bar.set_postfix_str("; ".join(f"{r.job.name} {progress(r.job.folder)}" for r in running))
+                        shown = time.monotonic()
                     time.sleep(_POLL_S)
         finally:
             self._stop(running)
@@ -156,10 +166,12 @@ class ProcessesLauncher(SweepLauncher):
         threads = self.settings.threads_per_job * max((job.devices for job in jobs), default=1)
         return max(1, available_cores() // threads)
 
-    def _start(self, job: Job) -> Running | None:
-        devices = self.pool.take(job.devices) if job.on_gpu else ()
-        if devices is None:
-            return None
+    def _devices(self, job: Job) -> tuple[str, ...] | None:
+        """The GPUs for a job, of which it may need none; None when they are not free at present."""
+        return self.pool.take(job.devices) if job.on_gpu else ()
+
+    def _start(self, job: Job, devices: tuple[str, ...]) -> Running:
+        """Raises ``OSError`` when there is no room for its console or its process."""
         line = command(self.program, self.config.hydra, job)
         variables = {VISIBLE: ",".join(devices)} if devices else {}
         if job.devices > 1:
@@ -170,10 +182,8 @@ class ProcessesLauncher(SweepLauncher):
         process = spawn(line, console=console, threads=threads, variables=variables)
         return Running(job, process, devices, time.monotonic())
 
-    def _settle(self, ended: Running, bar: tqdm) -> list[Job]:
-        """Note the end of a process; the job itself, when it is to be started again."""
-        self._note(ended)
-        job = ended.job
+    def _settle(self, job: Job, bar: tqdm) -> list[Job]:
+        """Tell the end of a job; the job itself, when it is to be started again."""
         told, again = f"{job.name}: {job.status}, {duration(job.elapsed_s)}", job.may_retry(self.settings.retries)
         if again:
             bar.write(f"{told}; it will be started again", file=sys.stderr)

@@ -16,9 +16,10 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 LOCK_FILE = ".lock"
@@ -83,8 +84,9 @@ def hold(path: Path, *, what: str, remedy: str) -> Iterator[None]:
         if not _acquire(handle, fcntl.LOCK_EX, PATIENCE_S):
             raise LockedError(f"{what} by {_read(handle) or 'another process'}; {remedy}")
         me = Holder(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(me)).encode(), 0)
+        with suppress(OSError):  # a full disk: who it is is only told, the lock holds
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(asdict(me)).encode(), 0)
         yield
     finally:
         if handle in _held:  # not in a child that was forked within the block
@@ -119,8 +121,13 @@ def _acquire(handle: int, kind: int, patience_s: float) -> bool:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("this file system has no locks (%s): see yourself that nothing is started twice", error)
+            _say_that_there_are_none(str(error))
             return True
+
+
+@cache  # once, though a launcher looks at every run every other second
+def _say_that_there_are_none(why: str) -> None:
+    log.warning("this file system has no locks (%s): see yourself that nothing is started twice", why)
 
 
 def _read(handle: int) -> Holder | None:

@@ -62,7 +62,7 @@ def read_state(folder: Path, *, queued: bool = False) -> RunState:
     if run is None:
         return RunState(folder.name, state, failures=failures, outcome=outcome, by=by)
     last = last_row(folder)
-    beat = _heartbeat(folder)
+    beat = _heartbeat(folder, running=by is not None)
     steps, batch = run.steps, run.batch_images
     step = max(int(run.images_seen // batch), int(last.get("step", 0)))
     loss = run.val_nats_per_token_avg
@@ -124,9 +124,13 @@ def queued_jobs(folders: Iterable[Path]) -> dict[Path, str] | None:
     return {folder: number for folder, number in noted.items() if number in alive}
 
 
-def _heartbeat(folder: Path) -> dict[str, Any] | None:
+def _heartbeat(folder: Path, *, running: bool) -> dict[str, Any] | None:
+    """The last sign of life; of a running one only of its present start, which has written the lock's file."""
+    path = folder / PROGRESS_FILE
     try:
-        values = json.loads((folder / PROGRESS_FILE).read_text())
+        if running and path.stat().st_mtime < (folder / LOCK_FILE).stat().st_mtime:
+            return None
+        values = json.loads(path.read_text())
         return values if {"time", "step", "loss", "images_per_s"} <= set(values) else None
     except (OSError, ValueError, TypeError):
         return None

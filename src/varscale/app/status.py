@@ -20,7 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from varscale.app.config import ConfigError
-from varscale.app.jobs import differing, duration, run_name
+from varscale.app.jobs import LAUNCH_LOCK, differing, duration, run_name
+from varscale.app.lock import holder
 from varscale.app.run_state import STATES, RunState, queued_jobs, read_state
 from varscale.app.sweeps import is_sweep, swept_overrides
 from varscale.records import RUN_FILE
@@ -29,11 +30,11 @@ _CLEAR = "\033[H\033[2J"  # the terminal
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the table, or JSON; every ``status.watch`` seconds anew until all runs have ended or Ctrl-C."""
+    """Print the table, or JSON; every ``status.watch`` seconds anew while a run may still change, or until Ctrl-C."""
     every = cfg.status.watch
     if every is not None and every <= 0:
         raise ConfigError(f"status.watch is {every}; it must be above 0 seconds, or null")
-    folders = run_folders(Path(cfg.paths.runs))
+    folders = shown_folders(Path(cfg.paths.runs))
     while True:
         queued = queued_jobs(folders)
         if queued is None:
@@ -41,12 +42,18 @@ def main(cfg: DictConfig) -> None:
         states = [read_state(folder, queued=folder in (queued or {})) for folder in folders]
         text = as_json(states) if cfg.status.json else table(states, Path(cfg.paths.runs))
         print(text if every is None or cfg.status.json else f"{_CLEAR}{text}", flush=True)
-        if every is None or all(state.state in ("finished", "diverged") for state in states):
+        if every is None or not _may_change(states, Path(cfg.paths.runs)):
             return
         time.sleep(every)
 
 
-def run_folders(runs: Path) -> list[Path]:
+def _may_change(states: Sequence[RunState], runs: Path) -> bool:
+    """Whether a run is under way or to come, or a launch that may start one again."""
+    launching = any(holder(path) for path in runs.glob(LAUNCH_LOCK.format("*")))
+    return launching or any(state.state in ("waiting", "queued", "running") for state in states)
+
+
+def shown_folders(runs: Path) -> list[Path]:
     """The folders of the sweep that this verb was called with, planned or begun; without a sweep those there are."""
     hydra = HydraConfig.get()
     if not is_sweep(hydra):

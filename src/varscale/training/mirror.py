@@ -130,8 +130,8 @@ class WandbMirror:
 
     def finish(self, summary: Mapping[str, Any], *, failed: bool) -> None:
         """Write the record's values as the summary and close the run, so that the next job gets its own."""
-        present = {key: value for key, value in summary.items() if value is not None}
-        self._attempt("the summary", lambda: self.run.summary.update(present))
+        # None too: of a run continued online the server still has what the record no longer says.
+        self._attempt("the summary", lambda: self.run.summary.update(dict(summary)))
         self._attempt("the end of the run", lambda: self.run.finish(exit_code=int(failed)))
 
     def _log(self, values: Mapping[str, float]) -> None:
