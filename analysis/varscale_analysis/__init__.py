@@ -18,6 +18,7 @@ from varscale_analysis.goal import Goal
 from varscale_analysis.holdout import HoldoutScore, Prediction, PredictionError, leave_largest_out, predict_holdout
 from varscale_analysis.holdout_scores import Coverage, RollingComparison, RollingHoldout, RollingRow
 from varscale_analysis.isoflop import IsoflopProfile
+from varscale_analysis.lack_of_fit import LackOfFit, lack_of_fit
 from varscale_analysis.laws import (
     BrokenPowerLaw,
     ChinchillaLaw,
@@ -82,6 +83,7 @@ __all__ = [
     "HoldoutScore",
     "IsoflopProfile",
     "JointLaw",
+    "LackOfFit",
     "Law",
     "LawFit",
     "LawScore",
@@ -126,6 +128,7 @@ __all__ = [
     "flatness_of",
     "flatness_table",
     "huber",
+    "lack_of_fit",
     "least_absolute_deviations",
     "leave_largest_out",
     "likelihood_ratio",

@@ -1,7 +1,8 @@
 """StudyChecks: what else the main law of a study could have said, had something been chosen otherwise or left out.
 
-Profiles of its parameters beside their bootstrap, the sensitivity table, other laws on the same points, the conventions
-of N and C, rolling hold-out. A part that the data cannot carry is absent with its reason.
+What it misses beside the noise of seeds, profiles of its parameters beside their bootstrap, the sensitivity table,
+other laws on the same points, the conventions of N and C, rolling hold-out. A part that the data cannot carry is absent
+with its reason.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from varscale_analysis.conventions import ConventionTable, analyse_conventions
 from varscale_analysis.fit import FitError
 from varscale_analysis.frontier import Frontier
 from varscale_analysis.holdout_scores import RollingHoldout
+from varscale_analysis.lack_of_fit import LackOfFit, lack_of_fit
 from varscale_analysis.laws import BrokenPowerLaw, ChinchillaLaw, Law, LawFit, PowerLaw, SaturatingPowerLaw
 from varscale_analysis.parametric import ComputeCost
 from varscale_analysis.profile import Profile
@@ -58,6 +60,7 @@ class StudyChecks:
         selection: laws on the same points, best first. ``ratio``: of the two nested ones; None if absent.
         conventions: exponents under every count of N and rule of C; None if absent.
         rolling: each size predicted from the smaller ones; None if absent.
+        lack_of_fit: what the law misses beside what seeds differ by; None if absent.
         branched: whether runs share trunks: then there are no profiles, and selection takes the runs as independent.
     """
 
@@ -68,11 +71,12 @@ class StudyChecks:
     ratio: LikelihoodRatio | None
     conventions: ConventionTable | None
     rolling: RollingHoldout | None
+    lack_of_fit: LackOfFit | None = None
     branched: bool = False
 
     def summary(self) -> str:
         """A line or two for each check; empty where all are absent."""
-        lines = []
+        lines = [] if self.lack_of_fit is None else [self.lack_of_fit.summary()]
         if self.profiles:
             ends = (
                 f"{name} [{low:.4g}, {high:.4g}]"
@@ -106,6 +110,7 @@ class StudyChecks:
             "profiles": intervals,
             "selection": [asdict(row) for row in self.selection],
             "ratio": None if self.ratio is None else asdict(self.ratio),
+            "lack_of_fit": None if self.lack_of_fit is None else asdict(self.lack_of_fit),
             **{name: None if (part := getattr(self, name)) is None else part.to_dict() for name in parts},
         }
 
@@ -157,6 +162,7 @@ def checks_of(
         ratio=likelihood_ratio(*(fits[name] for name in nested)) if set(nested) <= fits.keys() else None,
         conventions=attempt("conventions", _conventions, everything, fit, frontier, draws, seed),
         rolling=attempt("rolling hold-out", _rolling, table, law, y, bootstrap, seed),
+        lack_of_fit=attempt("lack of fit", lack_of_fit, fit),
         branched=branched,
     )
 

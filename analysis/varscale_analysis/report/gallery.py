@@ -44,6 +44,8 @@ def _laws(analysis: StudyAnalysis) -> Iterator[Entry]:
     main = analysis.main
     if main is not None:
         text = "Residuals of every run: seed noise and lack of fit."
+        if analysis.checks is not None and analysis.checks.lack_of_fit is not None:
+            text = f"Residuals of every run; {analysis.checks.lack_of_fit.summary()}."
         yield "residuals", figures.residual_figure, (main,), text
     if len(analysis.per_scale) > 1:
         text = "Nats per token of each scale against N: what size buys at which resolution."
