@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
+
+from varscale.records import CurveWriter, Run, write_run
 
 FILES = {
     "conf/study.yaml": """
@@ -147,6 +150,36 @@ for name in ("schema", "identity", "train"):
     exec(compile((root / (name + ".py")).read_text(), module.__name__, "exec"), module.__dict__)
 sys.exit(main())
 """
+
+
+# A finished run of 100 steps.
+RUN: dict[str, Any] = {
+    "schema_version": 1, "run_id": "abc", "created_utc": "2026-01-01T00:00:00+00:00", "study": "s", "design": "widths",
+    "status": "finished", "varscale_version": "0.1.0", "config_path": "config.yaml", "family": "var",
+    "tokenizer_id": "t", "dataset_id": "d", "seed": 0, "flops_train": 1.2345678901234567e18, "flops_rule": "dense",
+    "resolution_px": 32, "frames": 1, "schedule": "1-2-4", "num_tokens": 21, "code": "index(256)", "depth": 2,
+    "width": 8, "heads": 1, "params_token": 10, "params_image": 5, "params_blocks": 15, "params_embed": 3,
+    "params_head": 2, "params_total": 20, "batch_images": 16, "steps": 100, "lr_peak": 0.08, "weight_decay": 0.05,
+    "warmup_steps": 6, "lr_schedule": "linear", "label_drop": 0.1, "images_seen": 1600.0, "unique_images": 1600.0,
+    "tokens_seen": 33600.0, "val_nats_per_token_avg": 4.0, "device": "cpu", "num_devices": 1, "precision": "bf16-mixed",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., Run]:
+    """Writes the record of a finished run into a folder, and its loss at some steps into the curve."""
+
+    def write(folder: Path, *, steps: Sequence[int] = (10,), **changes: Any) -> Run:
+        run = Run(**RUN | changes)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_run(folder, run)
+        curve = CurveWriter(folder, run.run_id)
+        for step in steps:
+            axes = {"images_seen": 16.0 * step, "tokens_seen": 336.0 * step, "flops": 1e9 * step}
+            curve.append(step=step, **axes, values={"val": [("nats_per_token_avg", None, run.val_nats_per_token_avg)]})
+        return run
+
+    return write
 
 
 @pytest.fixture

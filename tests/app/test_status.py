@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -21,28 +20,25 @@ from varscale.app.attempts import Attempts
 from varscale.app.cli import main
 from varscale.app.lock import LOCK_FILE, hold
 from varscale.app.run_state import progress, queued_jobs, read_state
-from varscale.records import CurveWriter, Run, write_run
+from varscale.records import Run
 
+Begun = Callable[..., Path]
 FAKE_SQUEUE = """#!/bin/sh
 echo "$@" > "{log}"
 echo 71_1
 """
 
 
-def record(folder: Path, **changes: Any) -> Path:
-    """A run of 100 steps of 4 images that has measured itself at step 20."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Run):
-        if field.default is dataclasses.MISSING:
-            values[field.name] = {"int": 1, "float": 1.0}.get(str(field.type), "x")
-    values |= {"status": "running", "flops_rule": "dense", "run_id": "abc", "steps": 100, "batch_images": 4}
-    values |= {"params_blocks": 2, "params_total": 4, "images_seen": 80.0, "wall_s": 8.0, "val_nats_per_token_avg": 3.5}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_run(folder, Run(**(values | changes)))
-    curve = CurveWriter(folder, "abc")
-    axes = {"images_seen": 80.0, "tokens_seen": 80.0, "flops": 1.0}
-    curve.append(step=20, **axes, values={"val": [("nats_per_token_avg", None, 3.5)]})
-    return folder
+@pytest.fixture
+def begun(record: Callable[..., Run]) -> Callable[..., Path]:
+    """Writes a run of 100 steps of 4 images that has measured itself at step 20; returns its folder."""
+
+    def write(folder: Path, **changes: Any) -> Path:
+        so_far = {"status": "running", "batch_images": 4, "images_seen": 80.0, "wall_s": 8.0}
+        record(folder, steps=(20,), **so_far | {"val_nats_per_token_avg": 3.5} | changes)
+        return folder
+
+    return write
 
 
 def beat(folder: Path, *, step: int, ago_s: float = 0.0) -> None:
@@ -50,7 +46,7 @@ def beat(folder: Path, *, step: int, ago_s: float = 0.0) -> None:
     (folder / "progress.json").write_text(json.dumps(values))
 
 
-def test_the_states_of_a_run(tmp_path: Path) -> None:
+def test_the_states_of_a_run(begun: Begun, tmp_path: Path) -> None:
     assert read_state(tmp_path / "a").state == "waiting"
     failed = tmp_path / "b"
     failed.mkdir()
@@ -60,16 +56,16 @@ def test_the_states_of_a_run(tmp_path: Path) -> None:
     with hold(failed / LOCK_FILE, what="x", remedy="y"):
         assert read_state(failed).state == "running"  # tried again, and nothing measured yet
     for status in ("finished", "stopped", "diverged", "failed"):
-        assert read_state(record(tmp_path / status, status=status)).state == status
-    assert read_state(record(tmp_path / "c"), queued=True).state == "queued"
+        assert read_state(begun(tmp_path / status, status=status)).state == status
+    assert read_state(begun(tmp_path / "c"), queued=True).state == "queued"
     assert read_state(tmp_path / "finished", queued=True).state == "finished"
     (tmp_path / "c/run.json").write_text("{")
     state = read_state(tmp_path / "c")
     assert state.state == "failed" and "not whole JSON" in str(state.outcome)
 
 
-def test_step_loss_speed_and_time_left(tmp_path: Path) -> None:
-    folder = record(tmp_path / "run")
+def test_step_loss_speed_and_time_left(begun: Begun, tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
     state = read_state(folder)
     assert (state.state, state.step, state.steps, state.loss, state.images_per_s) == ("interrupted", 20, 100, 3.5, 10.0)
     assert state.left_s is None and progress(folder) == "step 20/100"
@@ -87,7 +83,7 @@ def test_step_loss_speed_and_time_left(tmp_path: Path) -> None:
         (folder / "progress.json").write_text("{")
         assert read_state(folder).step == 20
     assert progress(tmp_path) == ""
-    branch = record(tmp_path / "branch", branch_step=15)
+    branch = begun(tmp_path / "branch", branch_step=15)
     assert read_state(branch).images_per_s == (80 - 15 * 4) / 8  # its own steps took its time
 
 
@@ -121,10 +117,12 @@ def status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     return call
 
 
-def test_the_runs_of_a_sweep_with_those_to_come(status: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_the_runs_of_a_sweep_with_those_to_come(
+    begun: Begun, status: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     runs = tmp_path / "quickstart/runs"
-    record(runs / "model.width=8,seed=0", status="finished", images_seen=400.0)
-    record(runs / "model.width=8,seed=1")
+    begun(runs / "model.width=8,seed=0", status="finished", images_seen=400.0)
+    begun(runs / "model.width=8,seed=1")
     code, text = status("sweeps=quickstart")
     lines = text.splitlines()
     assert code == 0 and len(lines) == 14, text
@@ -138,12 +136,12 @@ def test_the_runs_of_a_sweep_with_those_to_come(status: Callable[..., tuple[int,
 
 
 def test_all_runs_of_a_study_and_none(
-    status: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: Begun, status: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, text = status("study=mine")
     assert code == 2 and "there is no run in" in text
-    record(tmp_path / "mine/runs/single", status="finished")
-    failed = record(tmp_path / "mine/runs/another", status="failed")
+    begun(tmp_path / "mine/runs/single", status="finished")
+    failed = begun(tmp_path / "mine/runs/another", status="failed")
     run, launch = ExitStack(), ExitStack()
     run.enter_context(hold(failed / LOCK_FILE, what="x", remedy="y"))
     launch.enter_context(hold(tmp_path / "mine/runs/.launch-adhoc.lock", what="x", remedy="y"))

@@ -6,7 +6,7 @@ import csv
 import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from varscale.app import wandb_runs
 from varscale.app.cli import main as command_line
 from varscale.app.collect import CURVES_FILE, RUNS_FILE, collect
 from varscale.app.wandb_runs import WandbError, WandbRuns, read_project
-from varscale.records import CurveWriter, Run, read_curve, read_run, write_run
+from varscale.records import CurveWriter, Run, read_curve, read_run
 from varscale_analysis import ChinchillaLaw, Frontier, RunTable, SaturatingPowerLaw
 
+Trained = Callable[..., Run]
 PROJECT = "team/scaling"
 COLUMNS = {"params_total": "model.n_params", "tokens_seen": "tokens", "val_nats_per_token_avg": "eval/loss"}
 
@@ -103,70 +104,32 @@ def read(columns: dict[str, str] | None = None, curves: dict[str, str] | None = 
     return read_project(PROJECT, study=study, columns=columns or {}, curves=curves or {})
 
 
-def trained(folder: Path, width: int, *, seed: int = 0, status: str = "finished", **changes: Any) -> Run:
-    """The records of a run, as the recorder leaves them."""
-    token = 24 * width**2
-    n, tokens = token * 1.5 + 258 * width, 33600.0
-    loss = 2.0 + (n / 100) ** -0.4
-    run = Run(
-        schema_version=1,
-        run_id=f"w{width}s{seed}",
-        created_utc="2026-01-01T00:00:00+00:00",
-        study="s",
-        design="widths",
-        status=status,  # type: ignore[arg-type]
-        git_dirty=False,
-        varscale_version="0.1.0",
-        config_path="config.yaml",
-        family="var",
-        tokenizer_id="t",
-        dataset_id="d",
-        seed=seed,
-        budget_flops=6.0 * n * tokens,
-        flops_train=6.0 * n * tokens,
-        flops_rule="dense",
-        resolution_px=32,
-        frames=1,
-        schedule="1-2-4",
-        num_tokens=21,
-        code="index(256)",
-        depth=2,
-        width=width,
-        heads=1,
-        params_token=token,
-        params_image=token // 2,
-        params_blocks=token + token // 2,
-        params_embed=300 * width,
-        params_head=258 * width,
-        params_total=token + token // 2 + 558 * width,
-        batch_images=16,
-        steps=100,
-        lr_peak=0.08,
-        weight_decay=0.05,
-        warmup_steps=6,
-        lr_schedule="linear",
-        label_drop=0.1,
-        images_seen=1600.0,
-        unique_images=1600.0,
-        tokens_seen=tokens,
-        val_nats_per_token_avg=loss,
-        val_nats_per_token_last=1.1 * loss,
-        val_error_avg=0.8,
-        val_error_last=0.9,
-        device="cpu",
-        num_devices=1,
-        precision="bf16-mixed",
-    ).replace(**changes)
-    write_run(folder, run)
-    writer = CurveWriter(folder, run.run_id)
-    for step in (10, 50, 100):
-        at = loss + 0.1 * np.log(100 / step)
-        val = [("nats_per_token_avg", None, at), ("nats_per_token_last", None, 1.1 * at), ("error_avg", None, 0.8)]
-        val += [("nats_per_token", k, at * (0.9 + 0.1 * k)) for k in range(3)]
-        axes = {"images_seen": 16.0 * step, "tokens_seen": 336.0 * step, "flops": 6.0 * n * 336.0 * step}
-        train = [("nats_per_token_avg", None, at), ("grad_norm_mean", None, 0.5)]
-        writer.append(step=step, **axes, values={"train": train, "val": val})
-    return run
+@pytest.fixture
+def trained(record: Callable[..., Run]) -> Callable[..., Run]:
+    """Writes the records of a run of some width, as the recorder leaves them."""
+
+    def write(folder: Path, width: int, **changes: Any) -> Run:
+        token = 24 * width**2
+        n, tokens = token * 1.5 + 258 * width, 33600.0
+        loss, flops = 2.0 + (n / 100) ** -0.4, 6.0 * n * tokens
+        sizes = {"params_token": token, "params_image": token // 2, "params_blocks": token + token // 2}
+        sizes |= {"params_embed": 300 * width, "params_head": 258 * width}
+        sizes |= {"params_total": token + token // 2 + 558 * width, "width": width}
+        losses = {"val_nats_per_token_avg": loss, "val_nats_per_token_last": 1.1 * loss}
+        errors = {"val_error_avg": 0.8, "val_error_last": 0.9}
+        own = {"run_id": f"w{width}s0", "git_dirty": False, "budget_flops": flops, "flops_train": flops}
+        run = record(folder, steps=(), **own | sizes | losses | errors | changes)
+        writer = CurveWriter(folder, run.run_id)
+        for step in (10, 50, 100):
+            at = loss + 0.1 * np.log(100 / step)
+            val = [("nats_per_token_avg", None, at), ("nats_per_token_last", None, 1.1 * at), ("error_avg", None, 0.8)]
+            val += [("nats_per_token", k, at * (0.9 + 0.1 * k)) for k in range(3)]
+            axes = {"images_seen": 16.0 * step, "tokens_seen": 336.0 * step, "flops": 6.0 * n * 336.0 * step}
+            train = [("nats_per_token_avg", None, at), ("grad_norm_mean", None, 0.5)]
+            writer.append(step=step, **axes, values={"train": train, "val": val})
+        return run
+
+    return write
 
 
 def mirrored(folder: Path, **changes: Any) -> FakeRun:
@@ -200,7 +163,7 @@ def cells(path: Path) -> list[tuple[tuple[str, str], ...]]:
 
 
 def test_the_verb_reads_a_mirrored_study_as_its_folders_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [tmp_path / "runs" / f"width={width}" for width in (8, 12, 16, 24)]
     for folder, width in zip(folders, (8, 12, 16, 24), strict=True):
@@ -273,7 +236,7 @@ def test_a_project_is_entity_and_name(project: str | None) -> None:
         read_project(project, study="s", columns={}, curves={})
 
 
-def test_a_passing_failure_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passing_failure_is_asked_again(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path / "a", 8)
     serve(monkeypatch, run := mirrored(tmp_path / "a", failures=2))
     assert len(read().curves) == 3 * 8 and run.failures == 0
@@ -282,7 +245,9 @@ def test_a_passing_failure_is_asked_again(tmp_path: Path, monkeypatch: pytest.Mo
         read()
 
 
-def test_the_newest_finished_run_of_an_id_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_finished_run_of_an_id_counts(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new, latest = "2026-01-02T00:00:00+00:00", "2026-01-03T00:00:00+00:00"
     trained(tmp_path / "old", 8, val_nats_per_token_avg=9.0)
     trained(tmp_path / "new", 8, val_nats_per_token_avg=3.0, created_utc=new)
@@ -309,7 +274,7 @@ def test_the_newest_finished_run_of_an_id_counts(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_states_are_our_statuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, final: str | None, expected: str
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, final: str | None, expected: str
 ) -> None:
     trained(tmp_path / "a", 8, status=final or "finished")
     run = mirrored(tmp_path / "a", state=state)
@@ -324,7 +289,7 @@ def test_states_are_our_statuses(
 
 
 def test_a_run_that_fell_short_is_stopped_and_one_without_a_loss_diverged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(tmp_path / "short", 8, flops_train=1e6)
     trained(tmp_path / "nan", 16)
@@ -337,7 +302,7 @@ def test_a_run_that_fell_short_is_stopped_and_one_without_a_loss_diverged(
     assert ("nan", "1 measurements that are not finite are not in its curve") in found.left_out
 
 
-def test_a_step_logged_again_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_logged_again_counts_once(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path / "a", 8)
     run = mirrored(tmp_path / "a")
     run.history.insert(1, {**run.history[1], "val/nats_per_token_avg": 99.0})
@@ -346,7 +311,7 @@ def test_a_step_logged_again_counts_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(values) == 3 and max(values) < 99
 
 
-def test_runs_of_another_study_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_another_study_are_left_out(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path / "a", 8)
     trained(tmp_path / "b", 16, study="other")
     serve(monkeypatch, mirrored(tmp_path / "a"), mirrored(tmp_path / "b"))

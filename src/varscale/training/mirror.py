@@ -130,7 +130,7 @@ class WandbMirror:
 
     def finish(self, summary: Mapping[str, Any], *, failed: bool) -> None:
         """Write the record's values as the summary and close the run, so that the next job gets its own."""
-        # None too: of a run continued online the server still has what the record no longer says.
+        # None too, which W&B takes as absent: of a run continued online the server may have a value from before.
         self._attempt("the summary", lambda: self.run.summary.update(dict(summary)))
         self._attempt("the end of the run", lambda: self.run.finish(exit_code=int(failed)))
 
