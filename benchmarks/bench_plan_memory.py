@@ -1,6 +1,6 @@
 """Memory that ``varscale plan`` states against what the runs then record (``peak_mem_bytes``), on a CPU.
 
-    python benchmarks/bench_plan_memory.py TOKENIZER CACHE [--widths 8 64 256] [--batches 16 128] [--steps 300]
+    python benchmarks/bench_plan_memory.py TOKENIZER CACHE [--widths 8 64 256] [--batches 16 64] [--steps 100]
 
 TOKENIZER and CACHE: of the quickstart (outputs/quickstart/tokenizer and cache). Plans and trains each case in processes
 of their own and prints a table. A CPU's record is the peak of the whole process, imported libraries among it.
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 64, 256])
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 128])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     found = [f"paths.tokenizer={options.tokenizer.resolve()}", f"paths.cache={options.cache.resolve()}"]
     rows = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from varscale.codes import CodeSpec
 from varscale.models import budget
@@ -113,7 +114,20 @@ def test_a_tokenizer_stands_beside_the_model_and_encodes() -> None:
 def test_of_a_run_on_a_cpu_the_whole_process_is_recorded() -> None:
     counted = memory(model())
     assert counted.of_run("cuda") == counted.total
-    assert counted.of_run("cpu") > counted.total + 500e6
+    assert counted.of_run("cpu") == counted.total + budget.PROCESS
+    counted = memory(model(), 32, measured=32)
+    kept = min(counted.working_pieces, counted.measuring_pieces)  # beside the larger of the two
+    assert counted.of_run("cpu") >= counted.total + budget.PROCESS + kept > counted.total + budget.PROCESS
+
+
+def test_large_pieces_go_back_at_once() -> None:
+    live = budget.LiveBytes()
+    with FakeTensorMode(), live:
+        small = torch.empty(budget.HEAP_PIECE // 4)
+        large = torch.empty(budget.HEAP_PIECE // 4 + 1)
+        assert live.now == small.nbytes + large.nbytes and live.pieces == live.pieces_now == small.nbytes
+        del small, large
+    assert live.now == live.pieces_now == 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another allocator keeps is not known")

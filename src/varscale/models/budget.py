@@ -34,9 +34,8 @@ FLOAT = 4  # bytes of a weight, a gradient, a moment
 # Bytes that libraries take inside operations: measured on an x86 CPU (depth 2 to 6, 4 to 16 images, fp32 and bf16: 6 to
 # 29 MB); on a GPU the workspace of cuBLAS on Hopper, as documented.
 LIBRARIES = {"cpu": 25_000_000, "cuda": 32 * 2**20}
-# Bytes of a run's process on a CPU: imported libraries, and what the heap keeps, a part of it growing with the step
-# (benchmarks/bench_plan_memory.py: the quickstart family, width 8 to 256, 16 and 128 images).
-PROCESS, HEAP, HEAP_SHARE = 585_000_000, 50_000_000, 0.1
+PROCESS = 585_000_000  # bytes of a run's process on a CPU before it builds the model: imported libraries
+HEAP_PIECE = 2**25  # bytes, above which glibc gives freed memory back at once
 ENCODED = (2, 3)  # images, from which larger batches are worked out
 
 
@@ -48,7 +47,7 @@ class StepMemory:
     allocated, or add up over several passes, throughout the step. tokenizer: its weights. working: what comes and goes
     in a step, activations above all; gradients too, where they are not kept. encoding: what comes and goes while the
     tokenizer encodes images. measuring: what comes and goes in a held-out measurement. libraries: what they take
-    inside operations.
+    inside operations. working_pieces, measuring_pieces: what of the two glibc's heap keeps for later.
     """
 
     weights: int
@@ -59,6 +58,8 @@ class StepMemory:
     encoding: int
     measuring: int
     libraries: int
+    working_pieces: int = 0
+    measuring_pieces: int = 0
 
     @property
     def total(self) -> int:
@@ -67,8 +68,14 @@ class StepMemory:
         return lasting + max(self.working, self.encoding, self.measuring)
 
     def of_run(self, device_type: str) -> int:
-        """The peak as the run's ``peak_mem_bytes`` will have it: on a CPU that of the whole process."""
-        return self.total if device_type == "cuda" else PROCESS + HEAP + round((1 + HEAP_SHARE) * self.total)
+        """The peak as the run's ``peak_mem_bytes`` will have it: on a CPU that of the whole process.
+
+        Its heap keeps the pieces of a step, which hardly serve a measurement of other shapes, and the other way round.
+        """
+        if device_type == "cuda":
+            return self.total
+        working, measuring = self.working + self.measuring_pieces, self.measuring + self.working_pieces
+        return PROCESS + replace(self, working=working, measuring=measuring).total
 
 
 class LiveBytes(TorchDispatchMode):
@@ -77,6 +84,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.pieces_now = self.pieces = 0  # those that a heap keeps
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,13 +101,17 @@ class LiveBytes(TorchDispatchMode):
         if key in self.sizes:
             return
         self.sizes[key] = storage.nbytes() if size is None else size
-        self.now += self.sizes[key]
-        self.peak = max(self.peak, self.now)
+        self._add(self.sizes[key])
+        self.peak, self.pieces = max(self.peak, self.now), max(self.pieces, self.pieces_now)
         weakref.finalize(storage, self.forget, key)
 
     def forget(self, key: int) -> None:
         """A storage is freed."""
-        self.now -= self.sizes.pop(key)
+        self._add(-self.sizes.pop(key))
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.pieces_now += size if abs(size) <= HEAP_PIECE else 0
 
 
 def step_memory(
@@ -134,8 +146,8 @@ def step_memory(
     kept_gradients = passes > 1 or strategy != "alone"  # DDP's buckets stay allocated
     with FakeTensorMode(allow_non_fake_inputs=True), _kernels_of(device_type):
         model.to_empty(device="cpu")
-        working = _peak(model, batch, dtype, train=True, drop_gradients=kept_gradients)
-        measuring = _peak(model, measured, torch.float32, train=False) if measured else 0
+        working, working_pieces = _peak(model, batch, dtype, train=True, drop_gradients=kept_gradients)
+        measuring, measuring_pieces = _peak(model, measured, torch.float32, train=False) if measured else (0, 0)
         encoding = _encoding(tokenizer, max(batch, measured)) if tokenizer is not None and encodes else 0
     beside = 0 if tokenizer is None else sum(t.nbytes for t in (*tokenizer.parameters(), *tokenizer.buffers()))
     memory = StepMemory(
@@ -147,12 +159,14 @@ def step_memory(
         encoding=encoding,
         measuring=measuring,
         libraries=LIBRARIES[device_type],
+        working_pieces=working_pieces,
+        measuring_pieces=measuring_pieces,
     )
     return _sharded(memory, model, devices) if strategy == "fsdp" else memory
 
 
-def _peak(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool = False) -> int:
-    """The highest sum of what comes and goes in a training step, or in a measurement.
+def _peak(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool = False) -> tuple[int, int]:
+    """The highest sum of what comes and goes in a training step, or in a measurement, and that of a heap's pieces.
 
     A deep model is not run as a whole: its blocks are alike, so the peak of each stretch of a step is linear in depth.
     Between the second and the last but one block of backward it is nowhere higher than at one of them.
@@ -160,18 +174,23 @@ def _peak(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradi
     settings = {"train": train, "drop_gradients": drop_gradients}
     few, more = RUN_DEPTHS
     if model.depth <= more:
-        return max(_peaks(model, batch, dtype, **settings))
+        of_stretches, pieces = _peaks(model, batch, dtype, **settings)
+        return max(of_stretches), pieces
     peaks = []
     for depth in RUN_DEPTHS:
         with _of_depth(model, depth):
-            of_stretches = _peaks(model, batch, dtype, **settings)
-        peaks.append([of_stretches[i] for i in ((0, 1, -2, -1) if train else (0,))])
+            of_stretches, pieces = _peaks(model, batch, dtype, **settings)
+        peaks.append([pieces, *(of_stretches[i] for i in ((0, 1, -2, -1) if train else (0,)))])
     slope = (model.depth - more) / (more - few)
-    return max(round(high + slope * (high - low)) for low, high in zip(*peaks, strict=True))
+    pieces, *of_stretches = (round(high + slope * (high - low)) for low, high in zip(*peaks, strict=True))
+    return max(of_stretches), pieces
 
 
-def _peaks(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool) -> list[int]:
-    """The peaks of the stretches: up to the gradients of the last block, from there block by block to the end."""
+def _peaks(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_gradients: bool) -> tuple[list[int], int]:
+    """The peaks of the stretches: up to the gradients of the last block, from there block by block to the end.
+
+    And the peak of a heap's pieces throughout.
+    """
     L, n_0 = model.schedule.num_tokens, model.schedule.tokens_per_scale[0]
     training = model.training
     model.train(train)
@@ -200,7 +219,7 @@ def _peaks(model: VAR, batch: int, dtype: torch.dtype, *, train: bool, drop_grad
         handle.remove()
     model.zero_grad()
     model.train(training)
-    return peaks
+    return peaks, live.pieces
 
 
 def _encoding(tokenizer: VQAutoencoder, batch: int) -> int:
