@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import itertools
 import json
 import logging
@@ -76,6 +77,7 @@ STAGES = ("stage 1", "caching", "stage 2")
 SHARES = (0.35, 0.2, 0.45)  # of the kills
 CYCLE = 20  # kills of one study
 PATIENCE_S = 120.0
+_TAIL = 12_000  # characters
 
 
 @dataclass
@@ -142,11 +144,16 @@ def attempt(stage: str, cfg: DictConfig, study: Path, kill: Kill | None, process
                     os.kill(child, signal.SIGKILL)
             moment = None
         if timed_out:
-            raise RuntimeError(f"{stage} took more than {PATIENCE_S} s; see {study}.log")
+            raise RuntimeError(f"{stage} took more than {PATIENCE_S} s; the end of its log:\n{tail(study)}")
         time.sleep(0.002)
     if not died and any(code not in (0, -signal.SIGKILL) for code in codes.values()):
-        raise RuntimeError(f"{stage} ended with {sorted(codes.values())}; see {study}.log")
+        raise RuntimeError(f"{stage} ended with {sorted(codes.values())}; the end of its log:\n{tail(study)}")
     return any(codes.values())
+
+
+def tail(study: Path) -> str:
+    """What the processes have said last."""
+    return Path(f"{study}.log").read_text()[-_TAIL:]
 
 
 def become(rank: int, processes: int, port: int, stage: str, cfg: DictConfig, study: Path, kill: Kill | None) -> None:
@@ -156,6 +163,7 @@ def become(rank: int, processes: int, port: int, stage: str, cfg: DictConfig, st
         with open(f"{study}.log", "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        faulthandler.dump_traceback_later(0.9 * PATIENCE_S)  # where it hangs, should it
         if processes > 1:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "kills"}
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}

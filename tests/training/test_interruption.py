@@ -27,7 +27,7 @@ from varscale.records import CURVE_FILE, RecordError, read_run
 from varscale.tokenizers.autoencoder import VQAutoencoder
 from varscale.training import saving
 from varscale.training.averages import PowerAverage
-from varscale.training.checkpoints import Checkpoints
+from varscale.training.checkpoints import Checkpoints, Owner
 from varscale.training.health import DIVERGED_FILE, DivergedError, write_divergence
 from varscale.training.recorder import Recorder
 from varscale.training.saving import Saving
@@ -71,8 +71,12 @@ def test_progressive_training_resumes_to_the_bit(
     assert [group["weight_decay"] for group in groups] == [pytest.approx(0.5), 0.0]
 
 
+SCHEDULER_AND_LAUNCHER = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)  # each ends the run in its way
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), SCHEDULER_AND_LAUNCHER], ids=["one", "several"])
 def test_ctrl_c_is_heard_between_two_steps(
-    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder
+    tiny: Any, tmp_path: Path, stored: TokenCache, tokenizer: VQAutoencoder, signals: tuple[signal.Signals, ...]
 ) -> None:
     """In the middle of a step there is no state worth saving; the next start saves and stops."""
     task, whole = tiny.task(tokenizer), tiny.task(tokenizer)
@@ -81,7 +85,8 @@ def test_ctrl_c_is_heard_between_two_steps(
 
     def interrupted_in_step_3(batch: Any, batch_idx: int) -> Any:
         if (task.global_step, batch_idx) == (3, 6):
-            signal.raise_signal(signal.SIGINT)
+            for number in signals:
+                signal.raise_signal(number)
         return step(batch, batch_idx)
 
     before = signal.getsignal(signal.SIGINT)
@@ -95,6 +100,13 @@ def test_ctrl_c_is_heard_between_two_steps(
     tiny.train(tmp_path / "broken", resumed, stored, parts=2, every=3)
     tiny.assert_equal_weights(whole, resumed)
     assert tiny.curve(tmp_path / "whole") == tiny.curve(tmp_path / "broken")
+
+
+def test_a_second_ctrl_c_is_heard_at_once(tmp_path: Path) -> None:
+    asked = Saving(Checkpoints(tmp_path, Owner("run", "data")))
+    asked.request(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        asked.request(signal.SIGINT, None)
 
 
 def test_the_time_limit_leaves_room_for_a_step_and_a_checkpoint(

@@ -30,7 +30,8 @@ class Saving(lightning.Callback):
     """Writes the checkpoints of a run. Comes after the callbacks whose state they hold.
 
     The first Ctrl-C or SIGTERM is heard at the start of the next step, which writes a checkpoint and ends the run as
-    interrupted; a second one is heard at once. So is the time limit, when another step and a checkpoint might pass it.
+    interrupted; so is the time limit, when another step and a checkpoint might pass it. A second Ctrl-C is heard at
+    once; other signals are not, because a scheduler and a launcher that end the same run each send one.
 
     Args:
         checkpoints: where they go; also the trainer's plugin.
@@ -63,7 +64,7 @@ class Saving(lightning.Callback):
         self.saved_step = 0
         self.saved_at = self.step_at = 0.0
         self.slowest_step_s = self.slowest_save_s = self.last_save_s = 0.0
-        self.interrupted = False
+        self.interrupted = self.by_hand = False
         self.random: dict[str, torch.Tensor] = {}
         self.handlers: dict[int, Any] = {}
 
@@ -105,9 +106,9 @@ class Saving(lightning.Callback):
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.interrupted:
+        if number == signal.SIGINT and self.by_hand:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.interrupted, self.by_hand = True, self.by_hand or number == signal.SIGINT
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
