@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -40,6 +41,7 @@ from hydra.core.hydra_config import HydraConfig
 from killing import Kill, drawn, instrument
 from omegaconf import DictConfig, OmegaConf
 from study_difference import compare
+from tqdm import tqdm
 
 from varscale.app import cache, tokenizer, train
 from varscale.app.compose import compose, composing
@@ -163,6 +165,7 @@ def become(rank: int, processes: int, port: int, stage: str, cfg: DictConfig, st
         with open(f"{study}.log", "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        tqdm.set_lock(threading.RLock())  # the one over all forked processes stays locked by a process that is killed
         faulthandler.dump_traceback_later(0.9 * PATIENCE_S)  # where it hangs, should it
         if processes > 1:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "kills"}
