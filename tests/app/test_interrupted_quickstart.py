@@ -29,8 +29,8 @@ SMALL = [
     "sample.images=1",
     "logger.mode=disabled",
 ]
-# What a clock, a process or a path decides.
-UNLIKE = ("created_utc", "wall_s", "mfu", "peak_mem_bytes")
+# What a clock, a process, a path or a commit in the meantime decides.
+UNLIKE = ("created_utc", "wall_s", "mfu", "peak_mem_bytes", "git_sha", "git_dirty")
 KILLS = ((signal.SIGINT, 12.0), (signal.SIGKILL, 20.0), (signal.SIGINT, 30.0), (signal.SIGKILL, 35.0))
 
 
